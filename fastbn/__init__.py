@@ -1,0 +1,26 @@
+"""Batch normalization for NumPy, on CPUs, at the speed of the memory."""
+
+from fastbn._version import __version__
+from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
+from fastbn.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm
+from fastbn.moments import Moments, backward_input, backward_sums, moments, normalize
+
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Cache",
+    "ForwardResult",
+    "FrozenBatchNorm",
+    "Gradients",
+    "Moments",
+    "__version__",
+    "backward",
+    "backward_input",
+    "backward_sums",
+    "forward",
+    "inference",
+    "moments",
+    "normalize",
+]

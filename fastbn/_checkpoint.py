@@ -1,0 +1,83 @@
+"""Layers in ``.npz`` files: written whole or not at all, and read without trusting them.
+
+A file holds one array for each entry of the layer's state, and ``config``: a JSON object as bytes. Nothing is pickled
+or compressed, so no file can run code or grow when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fastbn._typing import Array
+
+_CONFIG = "config"
+_CONFIG_BYTES = 4096
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_HEADER_BYTES = 1024
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def write(path: str | os.PathLike[str], config: Mapping[str, Any], state: Mapping[str, Array]) -> None:
+    """Write a temporary file beside ``path``, then rename it: a reader finds the old file or the new one."""
+    path = Path(path)
+    encoded = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            arrays: dict[str, Any] = {_CONFIG: encoded, **state}
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Configuration and state; ``ValueError`` for anything that ``write`` does not produce.
+
+    Memory is bounded by the size of the file: what a header declares is compared with what the file holds before it is
+    read.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            return _read(file)
+        except Exception as error:  # damaged files make zipfile and NumPy raise many kinds
+            raise ValueError(f"path: expected a file written by save, got {os.fspath(path)!r} ({error})") from error
+
+
+def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) != len(archive.infolist()) or not {_CONFIG} <= members.keys() <= {_CONFIG, *_STATE}:
+            raise ValueError(f"unexpected entries {archive.namelist()[:10]}")
+        if members[_CONFIG].file_size > _CONFIG_BYTES + _HEADER_BYTES:
+            raise ValueError("configuration too long")
+        config = json.loads(_member(archive, members.pop(_CONFIG)).tobytes())
+        if not isinstance(config, dict):
+            raise ValueError("configuration is not an object")
+        return config, {name: _member(archive, info) for name, info in members.items()}
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    """One array, of the size that its header declares, neither more nor less."""
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError(f"{info.filename} is compressed")
+    with archive.open(info) as stream:
+        header = _HEADERS[np.lib.format.read_magic(stream)]
+        shape, _, dtype = header(stream, max_header_size=_HEADER_BYTES)
+        size = info.file_size - stream.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{info.filename} declares {dtype} {shape}, which is not {size} bytes")
+        return np.frombuffer(stream.read(), dtype).reshape(shape)

@@ -1,0 +1,171 @@
+"""The operations on validated arguments: layout -> plan -> kernel.
+
+Tensors are as the user gave them, ``axis`` is not negative. Statistics are (C,) float64; ``gamma`` and ``beta`` are
+(C,) of any dtype, or ``None`` for ones and zeros. ``out`` is ``None`` for a new tensor. Tensors may be empty.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbn._dispatch import Plan, plan
+from fastbn._layout import layout_of
+from fastbn._typing import Array, Float64Array
+
+
+class Normalized(NamedTuple):
+    """A result with the statistics that it was made with; ``var`` is biased."""
+
+    out: Array
+    mean: Float64Array
+    var: Float64Array
+    inv_std: Float64Array
+
+
+class Sums(NamedTuple):
+    """The two sums of the gradient, per channel."""
+
+    sum_dout: Float64Array
+    sum_dout_xhat: Float64Array
+
+
+def inv_std_of(var: Array, eps: float) -> Float64Array:
+    """``1 / sqrt(var + eps)`` in float64."""
+    with np.errstate(divide="ignore"):
+        inv_std: Float64Array = 1.0 / np.sqrt(var.astype(np.float64) + eps)
+    return inv_std
+
+
+def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
+    """Mean and biased variance of each channel; zeros where there are no values."""
+    if not x.size:
+        mean, var = np.zeros((2, x.shape[axis]))
+        return mean, var
+    layout = layout_of(x, axis)
+    how = plan(*layout.shape)
+    return _batch_stats(how, layout.load(x, how.shape), x.shape[axis])
+
+
+def normalize(
+    x: Array,
+    axis: int,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Array | None,
+    beta: Array | None,
+    out: Array | None,
+) -> Array:
+    """``(x - mean) * inv_std * gamma + beta``."""
+    layout = layout_of(x, axis)
+    result = layout.empty(x.shape, x.dtype) if out is None else out
+    if not x.size:
+        return result
+    how = plan(*layout.shape)
+    with layout.target(result, how.shape) as target:
+        scale, shift = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
+        how.kernels.normalize(how.parallel, layout.load(x, how.shape), mean, inv_std, scale, shift, target)
+    return result
+
+
+def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | None, out: Array | None) -> Normalized:
+    """``batch_stats``, then ``normalize``."""
+    layout = layout_of(x, axis)
+    result = layout.empty(x.shape, x.dtype) if out is None else out
+    channels = x.shape[axis]
+    if not x.size:
+        mean, var = np.zeros((2, channels))
+        return Normalized(result, mean, var, inv_std_of(var, eps))
+    how = plan(*layout.shape)
+    source = layout.load(x, how.shape)
+    scale, shift = _float64(gamma, channels, 1.0), _float64(beta, channels, 0.0)
+    with layout.target(result, how.shape) as target:
+        if how.fused:
+            mean, var = np.empty((2, channels))
+            how.kernels.forward(how.parallel, source, eps, scale, shift, target, mean, var)
+            inv_std = inv_std_of(var, eps)
+        else:
+            mean, var = _batch_stats(how, source, channels)
+            inv_std = inv_std_of(var, eps)
+            how.kernels.normalize(how.parallel, source, mean, inv_std, scale, shift, target)
+    return Normalized(result, mean, var, inv_std)
+
+
+def backward_sums(dout: Array, x: Array, axis: int, mean: Float64Array, inv_std: Float64Array) -> Sums:
+    """``sum(dout)`` and ``sum(dout * x_hat)``; zeros where there are no values."""
+    if not x.size:
+        return Sums(*np.zeros((2, mean.size)))
+    layout = layout_of(x, axis)
+    how = plan(*layout.shape)
+    return _backward_sums(how, layout.load(dout, how.shape), layout.load(x, how.shape), mean, inv_std)
+
+
+def backward_input(
+    dout: Array,
+    x: Array,
+    axis: int,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Array | None,
+    sums: Sums,
+    count: float,
+    out: Array | None,
+) -> Array:
+    """``gamma * inv_std * (dout - sum_dout / count - x_hat * sum_dout_xhat / count)``."""
+    layout = layout_of(x, axis)
+    result = layout.empty(x.shape, x.dtype) if out is None else out
+    if not x.size:
+        return result
+    how = plan(*layout.shape)
+    with layout.target(result, how.shape) as target:
+        dout_source, x_source = layout.load(dout, how.shape), layout.load(x, how.shape)
+        scale = _float64(gamma, mean.size, 1.0)
+        how.kernels.backward_input(how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, count, target)
+    return result
+
+
+def backward(
+    dout: Array,
+    x: Array,
+    axis: int,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Array | None,
+    out: Array | None,
+) -> tuple[Array, Sums]:
+    """``backward_sums``, then ``backward_input``."""
+    layout = layout_of(x, axis)
+    result = layout.empty(x.shape, x.dtype) if out is None else out
+    sums = Sums(*np.zeros((2, mean.size)))
+    if not x.size:
+        return result, sums
+    how = plan(*layout.shape)
+    dout_source, x_source = layout.load(dout, how.shape), layout.load(x, how.shape)
+    scale = _float64(gamma, mean.size, 1.0)
+    with layout.target(result, how.shape) as target:
+        if how.fused:
+            how.kernels.backward(how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, target)
+        else:
+            sums = _backward_sums(how, dout_source, x_source, mean, inv_std)
+            how.kernels.backward_input(
+                how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, float(how.count), target
+            )
+    return result, sums
+
+
+def _batch_stats(how: Plan, x: Array, channels: int) -> tuple[Float64Array, Float64Array]:
+    mean, var = np.empty((2, channels))
+    how.kernels.batch_stats(how.parallel, x, how.segments, mean, var)
+    return mean, var
+
+
+def _backward_sums(how: Plan, dout: Array, x: Array, mean: Float64Array, inv_std: Float64Array) -> Sums:
+    sums = Sums(*np.empty((2, mean.size)))
+    how.kernels.backward_sums(how.parallel, dout, x, mean, inv_std, how.segments, *sums)
+    return sums
+
+
+def _float64(parameter: Array | None, channels: int, default: float) -> Float64Array:
+    """A parameter for a kernel; a copy, as a kernel takes neither strides nor read-only arrays."""
+    return np.full(channels, default) if parameter is None else np.array(parameter, dtype=np.float64)

@@ -1,0 +1,55 @@
+"""Running statistics: the update rule, and writing several arrays all at once or not at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn._typing import Array, Float64Array
+
+Assignment: TypeAlias = tuple[Array, Any]
+"""An array, and the values that it is to hold."""
+
+
+def running_update(
+    running_mean: Array,
+    running_var: Array,
+    mean: Float64Array,
+    var: Float64Array,
+    *,
+    count: int,
+    momentum: float,
+    correction: float,
+) -> list[Assignment]:
+    """What the running arrays become: ``(1 - momentum) * running + momentum * batch``.
+
+    The batch's variance is divided by ``count - correction`` instead of ``count``. Computed in float64, stored in the
+    dtype of the running arrays.
+    """
+    var = var * (count / (count - correction))
+    return [
+        (running, ((1.0 - momentum) * running.astype(np.float64) + momentum * batch).astype(running.dtype))
+        for running, batch in ((running_mean, mean), (running_var, var))
+    ]
+
+
+def assign_together(assignments: Sequence[Assignment]) -> None:
+    """Write all values, or on any exception, a signal's ``KeyboardInterrupt`` included, leave all as they were.
+
+    Everything that can fail (conversion, memory) has been done by the caller or is done before the first write.
+    """
+    targets = [target for target, _ in assignments]
+    before = [target.copy() for target in targets]
+    try:
+        _copy_each(targets, [values for _, values in assignments])
+    except BaseException:
+        _copy_each(targets, before)
+        raise
+
+
+def _copy_each(targets: Sequence[Array], values: Sequence[Any]) -> None:
+    """Copy without giving Python a chance to run a signal handler in between: the loop itself runs in C."""
+    deque(map(np.copyto, targets, values), maxlen=0)

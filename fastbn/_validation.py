@@ -1,0 +1,312 @@
+"""The only place that rejects a user's input.
+
+Every function returns its argument in the form that the rest of the package takes, or raises ``TypeError`` (wrong
+kind) or ``ValueError`` (wrong value or shape) with a message that names the argument, what was expected and what came.
+Nothing here writes to an array.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from fastbn._typing import Array
+
+_FLOATS = (np.float32, np.float64)
+_HALVES = ("float16", "bfloat16")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def _array(name: str, value: Any) -> Array:
+    """``value`` as a plain array of native float32 or float64, of any shape."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array, whose mask would be ignored")
+    if isinstance(value, np.ndarray):
+        if type(value) not in (np.ndarray, np.memmap):
+            raise TypeError(f"{name}: expected a plain array, got {type(value).__module__}.{type(value).__name__}")
+        array = value if type(value) is np.ndarray else value.view(np.ndarray)
+    else:
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+    _require_float(name, array.dtype)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _require_float(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.type in _FLOATS:
+        return
+    hint = ": half precision is not built yet" if dtype.name in _HALVES else ""
+    raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}{hint}")
+
+
+def _writable(name: str, value: Any) -> Array:
+    """An array that fastbn is to write into: what was given, not a copy of it."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected an array to write into, got {_describe(value)}")
+    if not value.dtype.isnative:
+        raise TypeError(f"{name}: expected native byte order, got {value.dtype}")
+    array = _array(name, value)
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if _overlaps_itself(array):
+        raise ValueError(f"{name}: expected distinct elements, got strides {array.strides} for shape {array.shape}")
+    return array
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether several indices may share memory (a broadcast, say). Errs on the side of yes for exotic strides."""
+    reach = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach = stride * (length - 1) + reach
+    return False
+
+
+def tensor(name: str, value: Any) -> Array:
+    """``x``, or anything of its kind: an array of 2 or more dimensions."""
+    array = _array(name, value)
+    if array.ndim < 2:
+        raise ValueError(f"{name}: expected 2 or more dimensions, got {array.ndim}")
+    return array
+
+
+def tensor_like(name: str, value: Any, x: Array) -> Array:
+    """A tensor of the shape and dtype of ``x``."""
+    array = _array(name, value)
+    if array.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {x.shape}, that of x, got {array.shape}")
+    if array.dtype != x.dtype:
+        raise TypeError(f"{name}: expected dtype {x.dtype}, that of x, got {array.dtype}")
+    return array
+
+
+def out_like(name: str, value: Any, x: Array, /, *, may_be: Array | None = None, **others: Any) -> Array | None:
+    """A buffer for a result of the shape and dtype of ``x``; of all inputs, it may only be ``may_be`` itself."""
+    if value is None:
+        return None
+    out = _writable(name, value)
+    if out.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {x.shape}, that of x, got {out.shape}")
+    if out.dtype != x.dtype:
+        raise TypeError(f"{name}: expected dtype {x.dtype}, that of x, got {out.dtype}")
+    if may_be is not None and not _same_memory(out, may_be) and _share_memory(out, may_be):
+        raise ValueError(f"{name}: expected the input itself or memory of its own, got an overlap with the input")
+    distinct({name: out}, **others)
+    return out
+
+
+def _same_memory(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=cast(Any, 100_000))  # NumPy's stubs know -1 and 0 only
+    except np.exceptions.TooHardError:  # cannot be told cheaply; such strides are not worth the risk
+        return True
+
+
+def distinct(written: Mapping[str, Array | None], /, **others: Any) -> None:
+    """No array that is written shares memory with another one."""
+    arrays = [(name, array) for name, array in written.items() if array is not None]
+    inputs = [(name, array) for name, array in others.items() if isinstance(array, np.ndarray)]
+    for i, (name, array) in enumerate(arrays):
+        for other_name, other in arrays[i + 1 :] + inputs:
+            if _share_memory(array, other):
+                raise ValueError(f"{name}: expected memory of its own, got an overlap with {other_name}")
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_describe(value)}") from None
+
+
+def size(name: str, value: Any) -> int:
+    """A whole number that is not negative."""
+    result = integer(name, value)
+    if not 0 <= result < 2**63:
+        raise ValueError(f"{name}: expected an integer not below 0, got {result}")
+    return result
+
+
+def channel_axis(axis: Any, ndim: int) -> int:
+    """``axis``, not negative."""
+    index = integer("axis", axis)
+    if not -ndim <= index < ndim:
+        raise ValueError(f"axis: expected {-ndim} to {ndim - 1} for {ndim} dimensions, got {index}")
+    return index % ndim
+
+
+def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> Array:
+    """``x`` for a layer: a tensor of one of the given numbers of dimensions, with the layer's number of channels."""
+    x = tensor("x", value)
+    if ndims is not None and x.ndim not in ndims:
+        raise ValueError(f"x: expected {' or '.join(map(str, ndims))} dimensions, got {x.ndim}")
+    found = x.shape[channel_axis(axis, x.ndim)]
+    if found != channels:
+        raise ValueError(f"x: expected {channels} channels on axis {axis}, got {found} in shape {x.shape}")
+    return x
+
+
+def vector(name: str, value: Any) -> Array:
+    """An array of one dimension."""
+    array = _array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
+    return array
+
+
+def parameter(name: str, value: Any, channels: int) -> Array:
+    """A (C,) array of float32 or float64, to be read."""
+    array = _array(name, value)
+    if array.shape != (channels,):
+        raise ValueError(f"{name}: expected shape ({channels},), one value a channel, got {array.shape}")
+    return array
+
+
+def optional_parameter(name: str, value: Any, channels: int) -> Array | None:
+    """``parameter``, or ``None``."""
+    return None if value is None else parameter(name, value, channels)
+
+
+def running(name: str, value: Any, channels: int) -> Array:
+    """A (C,) array of float32 or float64, to be updated in place."""
+    return parameter(name, _writable(name, value), channels)
+
+
+def both_or_neither(**given: Any) -> bool:
+    """Whether the two arguments are there; one alone is refused."""
+    (name_a, a), (name_b, b) = given.items()
+    if (a is None) != (b is None):
+        missing, present = (name_a, name_b) if a is None else (name_b, name_a)
+        raise ValueError(f"{missing}: expected an array, as {present} is given, got None")
+    return a is not None
+
+
+def variance(name: str, var: Array, eps: float) -> None:
+    """No variance below ``-eps``. NaN passes: it stays in its channel."""
+    if (var < -eps).any():
+        raise ValueError(f"{name}: expected no value below -eps = {-eps}, got {var.min()}")
+
+
+def finite(name: str, mean: Array) -> None:
+    """No NaN or infinity in the data whose channel means these are."""
+    bad = np.flatnonzero(~np.isfinite(mean))
+    if bad.size:
+        raise ValueError(
+            f"{name}: expected finite values (nan_policy='raise'), got NaN or infinity in channel {bad[0]}"
+        )
+
+
+def number(name: str, value: Any) -> float:
+    """A real number."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name}: expected a number, got {_describe(value)}")
+
+
+def eps(value: Any, *, zero: bool) -> float:
+    """``eps``: finite, and positive, or not negative where ``zero`` is allowed."""
+    result = number("eps", value)
+    if not math.isfinite(result) or result < 0.0 or (result == 0.0 and not zero):
+        expected = "a finite number not below 0" if zero else "a finite number above 0 in training"
+        raise ValueError(f"eps: expected {expected}, got {result}")
+    return result
+
+
+def momentum(value: Any) -> float:
+    """``momentum``: 0 to 1."""
+    result = number("momentum", value)
+    if not 0.0 <= result <= 1.0:
+        raise ValueError(f"momentum: expected 0 to 1, got {result}")
+    return result
+
+
+def correction(value: Any) -> float:
+    """``correction``: finite and not negative."""
+    result = number("correction", value)
+    if not math.isfinite(result) or result < 0.0:
+        raise ValueError(f"correction: expected a finite number not below 0, got {result}")
+    return result
+
+
+def count(value: Any) -> float:
+    """``count``: how many values a channel has, above 0 and finite."""
+    result = number("count", value)
+    if not math.isfinite(result) or result <= 0.0:
+        raise ValueError(f"count: expected a finite number above 0, got {result}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """``True`` or ``False``."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of several words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {choices}, got {_describe(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+    return value
+
+
+def float_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {_describe(value)}") from None
+    _require_float(name, dtype)
+    native: np.dtype[Any] = np.dtype(dtype.type)
+    return native
+
+
+def castable(name: str, given: np.dtype[Any], wanted: np.dtype[Any]) -> None:
+    """No narrowing."""
+    if not np.can_cast(given, wanted, "safe"):
+        raise TypeError(f"{name}: expected dtype {wanted}, that of the layer, got {given}, which would be narrowed")
+
+
+def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
+    """A mapping with exactly these keys."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {_describe(given)}")
+    if given.keys() != expected.keys():
+        raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+    """An object of one of fastbn's own classes."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, got {_describe(value)}")
+
+
+def trainable(x: Array, axis: int, correction: float) -> None:
+    """Enough values a channel for batch statistics, unless ``x`` is empty."""
+    values = x.size // max(x.shape[axis], 1)
+    if x.size and values == 1:
+        raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
+    if x.size and values <= correction:
+        raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")

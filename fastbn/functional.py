@@ -1,0 +1,334 @@
+"""Batch normalization of arrays: ``forward``, ``backward``, ``inference``.
+
+Every function goes validate -> layout -> plan -> kernel -> return; nothing is written before validation is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbn import _engine, _state
+from fastbn import _validation as check
+from fastbn._typing import Array, Float64Array
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cache:
+    """What ``backward`` needs of a ``forward``. References ``x`` and ``gamma``; copies nothing of tensor size.
+
+    ``mean`` and ``inv_std`` are those that were used, (C,) float64: the batch's in training mode, the running ones
+    otherwise. ``axis`` is not negative. ``beta_dtype`` is ``None`` where no ``beta`` was given.
+    """
+
+    x: Array
+    gamma: Array | None
+    mean: Float64Array
+    inv_std: Float64Array
+    axis: int
+    training: bool
+    beta_dtype: np.dtype[Any] | None
+
+
+class ForwardResult(NamedTuple):
+    """What ``forward`` returns."""
+
+    out: Array
+    cache: Cache
+
+
+class Gradients(NamedTuple):
+    """What ``backward`` returns; ``dgamma`` or ``dbeta`` is ``None`` where ``gamma`` or ``beta`` was."""
+
+    dx: Array
+    dgamma: Array | None
+    dbeta: Array | None
+
+
+def forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    axis: int = 1,
+    correction: float = 1,
+    out: Array | None = None,
+) -> ForwardResult:
+    """Batch normalization, with what its gradient needs.
+
+    In training mode, over the ``m`` values of a channel::
+
+        mean = sum(x) / m
+        var  = sum((x - mean)**2) / m
+        out  = (x - mean) / sqrt(var + eps) * gamma + beta
+
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - correction)
+
+    With ``training=False`` the running arrays take the place of ``mean`` and ``var`` and stay as they are.
+
+    Parameters
+    ----------
+    x : array, two or more dimensions, float32 or float64
+        Statistics are taken over every axis but ``axis``. C order and channels last (in memory) are used in place,
+        other strides through a copy.
+    gamma, beta : (C,) array, float32 or float64, optional
+        Scale and shift; ``None`` means ones and zeros.
+    running_mean, running_var : (C,) array, float32 or float64, optional
+        Both or neither. Updated in place in training mode, required otherwise. The update is made for both or, after
+        any exception, for neither.
+    training : bool
+        Whether the batch's own statistics are used.
+    momentum : float
+        Weight of the batch in the running arrays, 0 to 1.
+    eps : float
+        Added to the variance, in the units of ``x`` squared. Above 0; 0 is allowed with ``training=False``.
+    axis : int
+        The channel axis.
+    correction : float
+        1: ``running_var`` follows the unbiased variance (PyTorch, the paper). 0: the biased one (Keras, ONNX).
+    out : array, optional
+        Where to write the result: shape and dtype of ``x``. It may be ``x`` only with ``training=False``, and then
+        spoils the cache for ``backward``.
+
+    Returns
+    -------
+    out : array
+        Shape and dtype of ``x``; a new array lies in memory as ``x`` does (C order or channels last).
+    cache : Cache
+        For ``backward``.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit, a single value per channel in training mode, missing running arrays,
+        a ``running_var`` below ``-eps``, or arrays to be written that overlap others or are read-only.
+    TypeError
+        For dtypes other than float32 and float64, masked arrays, matrices, and arguments of the wrong kind.
+
+    Notes
+    -----
+    An empty ``x`` gives an empty ``out`` and changes no running array.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1; algorithm 2 for ``training=False``.
+    """
+    return run(
+        x,
+        gamma,
+        beta,
+        running_mean,
+        running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        axis=axis,
+        correction=correction,
+        out=out,
+    )
+
+
+def inference(
+    x: ArrayLike,
+    running_mean: ArrayLike,
+    running_var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """Normalise with given statistics: ``out = (x - running_mean) / sqrt(running_var + eps) * gamma + beta``.
+
+    Parameters
+    ----------
+    x : array, two or more dimensions, float32 or float64
+        The input; ``axis`` is its channel axis.
+    running_mean, running_var : (C,) array, float32 or float64
+        The statistics; never written.
+    gamma, beta : (C,) array, float32 or float64, optional
+        Scale and shift; ``None`` means ones and zeros.
+    eps : float
+        Added to the variance; 0 or above.
+    axis : int
+        The channel axis.
+    out : array, optional
+        Where to write the result: shape and dtype of ``x``. It may be ``x`` itself.
+
+    Returns
+    -------
+    out : array
+        Shape and dtype of ``x``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``forward``.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2, step 11.
+    """
+    eps = check.eps(eps, zero=True)
+    x = check.tensor("x", x)
+    axis = check.channel_axis(axis, x.ndim)
+    channels = x.shape[axis]
+    mean = check.parameter("running_mean", running_mean, channels)
+    var = check.parameter("running_var", running_var, channels)
+    gamma = check.optional_parameter("gamma", gamma, channels)
+    beta = check.optional_parameter("beta", beta, channels)
+    check.variance("running_var", var, eps)
+    out = check.out_like("out", out, x, may_be=x, running_mean=mean, running_var=var, gamma=gamma, beta=beta)
+    return frozen(x, axis, mean, var, gamma, beta, eps, out).out
+
+
+def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Gradients:
+    """Gradients of batch normalization.
+
+    With ``x_hat = (x - mean) * inv_std`` over the ``m`` values of a channel::
+
+        dbeta  = sum(dout)
+        dgamma = sum(dout * x_hat)
+        dx     = gamma * inv_std * (dout - dbeta / m - x_hat * dgamma / m)
+
+    For the cache of a ``forward`` with ``training=False`` the statistics are constants: ``dx = gamma * inv_std *
+    dout``.
+
+    Parameters
+    ----------
+    dout : array
+        Gradient with respect to the output of ``forward``: shape and dtype of ``x``.
+    cache : Cache
+        From ``forward``. ``x`` and ``gamma`` must hold the values they had then.
+    out : array, optional
+        Where to write ``dx``: shape and dtype of ``x``. It may be ``dout`` itself.
+
+    Returns
+    -------
+    dx : array
+        Shape and dtype of ``x``.
+    dgamma, dbeta : (C,) array or None
+        In the dtypes of ``gamma`` and ``beta``; ``None`` where these were ``None``.
+
+    Raises
+    ------
+    ValueError
+        If ``dout`` or ``out`` has another shape than ``x``, or ``out`` overlaps ``x`` or a part of ``dout``.
+    TypeError
+        If ``dout`` or ``out`` has another dtype than ``x``, or ``cache`` is not a ``Cache``.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, arXiv:1502.03167, section 3, the six equations collected.
+    """
+    check.instance("cache", cache, Cache)
+    x, axis = cache.x, cache.axis
+    dout = check.tensor_like("dout", dout, x)
+    out = check.out_like("out", out, x, may_be=dout, x=x, gamma=cache.gamma)
+    if cache.training:
+        dx, sums = _engine.backward(dout, x, axis, cache.mean, cache.inv_std, cache.gamma, out)
+    else:
+        sums = _engine.backward_sums(dout, x, axis, cache.mean, cache.inv_std)
+        zeros = np.zeros_like(cache.mean)
+        dx = _engine.normalize(dout, axis, zeros, cache.inv_std, cache.gamma, zeros, out)
+    dgamma = None if cache.gamma is None else sums.sum_dout_xhat.astype(cache.gamma.dtype)
+    dbeta = None if cache.beta_dtype is None else sums.sum_dout.astype(cache.beta_dtype)
+    return Gradients(dx, dgamma, dbeta)
+
+
+def run(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running_mean: Any,
+    running_var: Any,
+    *,
+    training: Any,
+    momentum: Any,
+    eps: Any,
+    axis: Any,
+    correction: Any,
+    out: Any,
+    also: Sequence[_state.Assignment] = (),
+) -> ForwardResult:
+    """``forward``; ``also`` is assigned together with the running arrays, where these are updated."""
+    training = check.flag("training", training)
+    momentum = check.momentum(momentum)
+    correction = check.correction(correction)
+    eps = check.eps(eps, zero=not training)
+    x = check.tensor("x", x)
+    axis = check.channel_axis(axis, x.ndim)
+    channels = x.shape[axis]
+    gamma = check.optional_parameter("gamma", gamma, channels)
+    beta = check.optional_parameter("beta", beta, channels)
+    tracked = check.both_or_neither(running_mean=running_mean, running_var=running_var)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("running_mean: expected an array with training=False, got None")
+        running_mean = check.parameter("running_mean", running_mean, channels)
+        running_var = check.parameter("running_var", running_var, channels)
+    elif tracked:
+        running_mean = check.running("running_mean", running_mean, channels)
+        running_var = check.running("running_var", running_var, channels)
+        check.distinct({"running_mean": running_mean, "running_var": running_var}, x=x, gamma=gamma, beta=beta)
+    if running_var is not None:
+        check.variance("running_var", running_var, eps)
+    others = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    if training:
+        check.trainable(x, axis, correction)
+        out = check.out_like("out", out, x, x=x, **others)
+    else:
+        out = check.out_like("out", out, x, may_be=x, **others)
+
+    if not training:
+        return frozen(x, axis, running_mean, running_var, gamma, beta, eps, out)
+    result, var = train(x, axis, gamma, beta, eps, out)
+    if running_mean is not None and running_var is not None and x.size:
+        update = _state.running_update(
+            running_mean,
+            running_var,
+            result.cache.mean,
+            var,
+            count=x.size // channels,
+            momentum=momentum,
+            correction=correction,
+        )
+        _state.assign_together([*update, *also])
+    return result
+
+
+def train(
+    x: Array, axis: int, gamma: Array | None, beta: Array | None, eps: float, out: Array | None
+) -> tuple[ForwardResult, Float64Array]:
+    """Forward with the batch's statistics on validated arguments, without running arrays; also the biased variance."""
+    result, mean, var, inv_std = _engine.forward(x, axis, eps, gamma, beta, out)
+    beta_dtype = None if beta is None else beta.dtype
+    return ForwardResult(result, Cache(x, gamma, mean, inv_std, axis, True, beta_dtype)), var
+
+
+def frozen(
+    x: Array,
+    axis: int,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    out: Array | None,
+) -> ForwardResult:
+    """Forward with given statistics on validated arguments."""
+    mean64, inv_std = mean.astype(np.float64), _engine.inv_std_of(var, eps)
+    result = _engine.normalize(x, axis, mean64, inv_std, gamma, beta, out)
+    beta_dtype = None if beta is None else beta.dtype
+    return ForwardResult(result, Cache(x, gamma, mean64, inv_std, axis, False, beta_dtype))

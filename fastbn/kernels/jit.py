@@ -1,0 +1,111 @@
+"""Everything that touches the compiler: Numba's flags, the twins of a kernel, the guards around its launch.
+
+A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
+started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
+three decorators, by what the compiler may do to their arithmetic:
+
+``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
+``elementwise``  may fuse a multiplication with the addition that uses it. One output per input.
+``reduction``    may also reorder a sum, which is what lets it run in vector registers. NaN and infinity stay exact.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import types
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+import numba
+
+from fastbn.kernels import cache
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+
+
+def scalar(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile without any licence to change the arithmetic."""
+    return cast(Callable[P, R], numba.njit(**_COMMON)(function))
+
+
+def elementwise(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile with fused multiply-add."""
+    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_COMMON)(function))
+
+
+def reduction(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile with reordered sums. Not ``fastmath=True``, which would delete the handling of NaN and infinity."""
+    return cast(Callable[P, R], numba.njit(fastmath={"reassoc", "nsz", "arcp", "contract"}, **_COMMON)(function))
+
+
+class _Threads:
+    """What is known about Numba's thread pool in this process."""
+
+    def __init__(self) -> None:
+        self.launched = False
+        self.forked_after_launch = False
+        self.lock: threading.Lock | None = threading.Lock()
+
+    def usable(self) -> bool:
+        """False where a parallel launch would be pointless (one thread) or could kill a forked child."""
+        return not self.forked_after_launch and numba.get_num_threads() > 1
+
+    def launch(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a parallel twin; one at a time while the threading layer is ``workqueue``, or not yet known."""
+        lock = self.lock
+        if lock is None:
+            function(*args, **kwargs)
+            return
+        with lock:
+            function(*args, **kwargs)
+            self.launched = True
+            # workqueue aborts the process when two Python threads launch at once; tbb and omp do not.
+            if numba.threading_layer() != "workqueue":
+                self.lock = None
+
+    def after_fork_in_child(self) -> None:
+        """GNU OpenMP kills a forked child at its first parallel launch, so a child of a used pool stays serial."""
+        self.forked_after_launch = self.launched or self.forked_after_launch
+        self.lock = threading.Lock()
+
+
+_threads = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.after_fork_in_child)
+
+
+class Kernel(Generic[P]):
+    """Two compiled functions from one body; call it with the wish for threads first, then the body's arguments."""
+
+    def __init__(self, body: Callable[P, None]) -> None:
+        self.body = body
+        self.serial = self._compile(parallel=False)
+        self.parallel = self._compile(parallel=True)
+
+    def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run the twin that is wished for, or the serial one where threads cannot be used."""
+        if parallel and not numba.config.DISABLE_JIT and _threads.usable():
+            _threads.launch(self.parallel, *args, **kwargs)
+        else:
+            self.serial(*args, **kwargs)
+
+    def _compile(self, *, parallel: bool) -> Callable[P, None]:
+        """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
+        body = cast(types.FunctionType, self.body)
+        name = f"{body.__name__}_{'parallel' if parallel else 'serial'}"
+        twin = types.FunctionType(body.__code__, body.__globals__, name, body.__defaults__, body.__closure__)
+        twin.__qualname__ = name
+        twin.__module__ = body.__module__
+        twin.__doc__ = body.__doc__
+        compiled = numba.njit(parallel=parallel, **_COMMON)(twin)
+        cache.attach(compiled)
+        return cast(Callable[P, None], compiled)
+
+
+def kernel(body: Callable[P, None]) -> Kernel[P]:
+    """Compile ``body``, whose outer loops are ``numba.prange``, as a serial and a parallel twin."""
+    return Kernel(body)

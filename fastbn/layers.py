@@ -1,0 +1,371 @@
+"""Batch normalization as layers that keep their parameters and running statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastbn import _checkpoint, _engine, _state, functional
+from fastbn import _validation as check
+from fastbn._typing import Array
+from fastbn.moments import moments
+
+Layer = TypeVar("Layer", bound="BatchNorm")
+
+
+class BatchNorm:
+    """Batch normalization over the channels on ``axis``, for tensors of any number of dimensions from 2 up.
+
+    In training mode, the mode at first, a call normalises with the batch's statistics and updates the running ones::
+
+        out          = (x - mean) / sqrt(var + eps) * gamma + beta
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - correction)
+
+    In evaluation mode it normalises with the running statistics. After any exception, ``KeyboardInterrupt`` included,
+    the running arrays and the counter are as they were before the call.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels, C.
+    axis : int
+        The channel axis.
+    eps : float
+        Added to the variance; above 0.
+    momentum : float or None
+        Weight of a batch in the running statistics, 0 to 1. ``None`` is the cumulative average: weight
+        ``1 / num_batches_tracked``.
+    affine : bool
+        Whether there are ``gamma`` (ones at first) and ``beta`` (zeros); else both are ``None``.
+    track_running_stats : bool
+        Whether there are running statistics; else the batch's are used in both modes.
+    correction : float
+        1: ``running_var`` follows the unbiased variance. 0: the biased one.
+    dtype : float32 or float64
+        Of the parameters and running statistics; ``x`` may have either.
+    nan_policy : "propagate" or "raise"
+        What NaN or infinity in ``x`` does: spoil its own channel, running statistics included, or raise
+        ``ValueError`` before anything is written (at the price of one more pass over ``x``).
+
+    Attributes
+    ----------
+    gamma, beta, running_mean, running_var : (C,) array or None
+        Parameters and running statistics, free to be changed in place or replaced.
+    num_batches_tracked : int or None
+        Batches that entered the running statistics. Empty and refused batches do not count.
+    dgamma, dbeta : (C,) array or None
+        Gradients, set by ``backward``.
+    training : bool
+        The mode.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, arXiv:1502.03167. ``correction=1`` and the names of ``state_dict`` are PyTorch's.
+    """
+
+    ndims: ClassVar[tuple[int, ...] | None] = None
+    """The numbers of dimensions that are taken; ``None`` for all from 2 up."""
+
+    gamma: Array | None
+    beta: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    dgamma: Array | None
+    dbeta: Array | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        correction: float = 1,
+        dtype: DTypeLike = np.float32,
+        nan_policy: str = "propagate",
+    ) -> None:
+        self.num_features = check.size("num_features", num_features)
+        self.axis = check.integer("axis", axis)
+        self.eps = check.eps(eps, zero=False)
+        self.momentum = None if momentum is None else check.momentum(momentum)
+        self.affine = check.flag("affine", affine)
+        self.track_running_stats = check.flag("track_running_stats", track_running_stats)
+        self.correction = check.correction(correction)
+        self.dtype = check.float_dtype("dtype", dtype)
+        self.nan_policy = check.choice("nan_policy", nan_policy, ("propagate", "raise"))
+        self.training = True
+        self.gamma = np.ones(num_features, self.dtype) if affine else None
+        self.beta = np.zeros(num_features, self.dtype) if affine else None
+        self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
+        self.running_var = np.ones(num_features, self.dtype) if track_running_stats else None
+        self.dgamma = None
+        self.dbeta = None
+        # An array, so that it can be assigned together with the running arrays.
+        self._num_batches_tracked = np.zeros((), np.int64)
+        self._cache: functional.Cache | None = None
+
+    def __repr__(self) -> str:
+        names = ("axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({self.num_features}, {options}, dtype={self.dtype.name!r})"
+
+    @property
+    def num_batches_tracked(self) -> int | None:
+        """Batches that entered the running statistics."""
+        return int(self._num_batches_tracked) if self.track_running_stats else None
+
+    def train(self: Layer, mode: bool = True) -> Layer:
+        """Set training mode (or evaluation mode, with ``False``); returns the layer."""
+        self.training = check.flag("mode", mode)
+        return self
+
+    def eval(self: Layer) -> Layer:
+        """Set evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
+        """``forward``."""
+        return self.forward(x, out=out)
+
+    def forward(self, x: ArrayLike, *, out: Array | None = None) -> Array:
+        """Normalise ``x``; in training mode update the running statistics.
+
+        Parameters
+        ----------
+        x : array, float32 or float64
+            With ``num_features`` channels on ``axis``.
+        out : array, optional
+            Where to write the result. It may be ``x`` only where running statistics are used.
+
+        Returns
+        -------
+        out : array
+            Shape and dtype of ``x``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``fastbn.forward``; ``ValueError`` also for a number of dimensions that the layer does not take, and for
+            NaN and infinity where ``nan_policy="raise"``.
+        """
+        x = check.features(x, self.axis, self.num_features, self.ndims)
+        if self.nan_policy == "raise":
+            check.finite("x", moments(x, axis=self.axis).mean)
+        counter = self._num_batches_tracked
+        momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
+        updating = self.training and self.track_running_stats
+        result = functional.run(
+            x,
+            self.gamma,
+            self.beta,
+            self.running_mean,
+            self.running_var,
+            training=self.training or not self.track_running_stats,
+            momentum=momentum,
+            eps=self.eps,
+            axis=self.axis,
+            correction=self.correction,
+            out=out,
+            also=[(counter, counter + 1)] if updating else [],
+        )
+        self._cache = result.cache
+        return result.out
+
+    def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
+        """Gradient with respect to the input of the last ``forward``; sets ``dgamma`` and ``dbeta``.
+
+        Parameters
+        ----------
+        dout : array
+            Gradient with respect to the output: shape and dtype of ``x``.
+        out : array, optional
+            Where to write ``dx``. It may be ``dout`` itself.
+
+        Returns
+        -------
+        dx : array
+            Shape and dtype of ``x``.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no ``forward``.
+        ValueError, TypeError
+            As ``fastbn.backward``.
+        """
+        if self._cache is None:
+            raise RuntimeError("backward: expected a call of forward before it, got none")
+        dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
+        return dx
+
+    def _state(self) -> dict[str, Array]:
+        """The layer's own arrays, under PyTorch's names."""
+        state = {"weight": self.gamma, "bias": self.beta}
+        if self.track_running_stats:
+            state |= {"running_mean": self.running_mean, "running_var": self.running_var}
+            state["num_batches_tracked"] = self._num_batches_tracked
+        return {name: array for name, array in state.items() if array is not None}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of parameters and running statistics under PyTorch's names.
+
+        ``weight`` and ``bias`` where ``affine``; ``running_mean``, ``running_var`` and ``num_batches_tracked`` (int64,
+        no dimensions) where ``track_running_stats``.
+        """
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take parameters and running statistics from what ``state_dict``, or PyTorch's, gave. All or nothing.
+
+        Raises
+        ------
+        ValueError
+            For missing or unexpected keys and wrong shapes.
+        TypeError
+            For values that are not floats, or that would lose precision in the layer's dtype.
+        """
+        own = self._state()
+        check.keys("state", state, own)
+        assignments: list[_state.Assignment] = []
+        for name, target in own.items():
+            if name == "num_batches_tracked":
+                assignments.append((target, check.size(f"state[{name!r}]", state[name])))
+                continue
+            values = check.parameter(f"state[{name!r}]", state[name], self.num_features)
+            check.castable(f"state[{name!r}]", values.dtype, target.dtype)
+            assignments.append((target, values.astype(target.dtype)))
+        _state.assign_together(assignments)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to an ``.npz`` file, which appears whole or not at all. Never a pickle."""
+        names = ("num_features", "axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
+        options = {name: getattr(self, name) for name in names}
+        config = {"format": 1, "class": type(self).__name__, "options": {**options, "dtype": self.dtype.name}}
+        _checkpoint.write(path, config, self._state())
+
+    @classmethod
+    def load(cls: type[Layer], path: str | os.PathLike[str]) -> Layer:
+        """A layer from a file that ``save`` wrote, in training mode.
+
+        Raises
+        ------
+        ValueError
+            For a file that is damaged, was not written by ``save``, or holds a layer of another class.
+        """
+        config, state = _checkpoint.read(path)
+        try:
+            if config["format"] != 1 or config["class"] != cls.__name__:
+                raise ValueError(f"it holds a {config['class']}, format {config['format']}")
+            layer = cls(**config["options"])
+            layer.load_state_dict(state)
+        except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+            raise ValueError(f"path: expected a saved {cls.__name__}, got {os.fspath(path)!r} ({error})") from error
+        return layer
+
+    def freeze(self) -> FrozenBatchNorm:
+        """An inference-only copy with its coefficients computed; later changes of this layer do not reach it.
+
+        Raises ``ValueError`` if there are no running statistics.
+        """
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError("freeze: expected a layer with running statistics, got track_running_stats=False")
+        return FrozenBatchNorm(
+            self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=self.axis, ndims=self.ndims
+        )
+
+
+class BatchNorm1d(BatchNorm):
+    """``BatchNorm`` for (N, C) and (N, C, L)."""
+
+    ndims = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """``BatchNorm`` for (N, C, H, W)."""
+
+    ndims = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """``BatchNorm`` for (N, C, D, H, W)."""
+
+    ndims = (5,)
+
+
+class FrozenBatchNorm:
+    """Batch normalization with fixed statistics: ``(x - mean) / sqrt(var + eps) * gamma + beta``.
+
+    Gives the bits of the layer that it came from in evaluation mode, keeps nothing from one call to the next, and may
+    be called by any number of threads.
+
+    Parameters
+    ----------
+    running_mean, running_var : (C,) array, float32 or float64
+        The statistics; copied.
+    gamma, beta : (C,) array, float32 or float64, optional
+        Scale and shift; ``None`` means ones and zeros. Copied.
+    eps : float
+        Added to the variance; 0 or above.
+    axis : int
+        The channel axis.
+    ndims : tuple of int, optional
+        The numbers of dimensions that are taken; ``None`` for all from 2 up.
+
+    Attributes
+    ----------
+    mean, inv_std, gamma, beta : (C,) float64 array, read-only
+        The coefficients.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``fastbn.inference``.
+    """
+
+    def __init__(
+        self,
+        running_mean: ArrayLike,
+        running_var: ArrayLike,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+        *,
+        eps: float = 1e-5,
+        axis: int = 1,
+        ndims: tuple[int, ...] | None = None,
+    ) -> None:
+        eps = check.eps(eps, zero=True)
+        mean = check.vector("running_mean", running_mean)
+        channels = mean.size
+        var = check.parameter("running_var", running_var, channels)
+        check.variance("running_var", var, eps)
+        gamma = check.optional_parameter("gamma", gamma, channels)
+        beta = check.optional_parameter("beta", beta, channels)
+        self.axis = check.integer("axis", axis)
+        self.ndims = ndims
+        self.num_features = channels
+        self.mean = mean.astype(np.float64)
+        self.inv_std = _engine.inv_std_of(var, eps)
+        self.gamma = np.ones(channels) if gamma is None else gamma.astype(np.float64)
+        self.beta = np.zeros(channels) if beta is None else beta.astype(np.float64)
+        for array in (self.mean, self.inv_std, self.gamma, self.beta):
+            array.flags.writeable = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_features}, axis={self.axis})"
+
+    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
+        """Normalise ``x``, with ``num_features`` channels on ``axis``; ``out`` may be ``x``.
+
+        Raises ``ValueError`` and ``TypeError`` as ``fastbn.inference``.
+        """
+        x = check.features(x, self.axis, self.num_features, self.ndims)
+        out = check.out_like("out", out, x, may_be=x)
+        axis = check.channel_axis(self.axis, x.ndim)
+        return _engine.normalize(x, axis, self.mean, self.inv_std, self.gamma, self.beta, out)
