@@ -21,7 +21,8 @@ from fastbn._typing import Array
 
 _CONFIG = "config"
 _CONFIG_BYTES = 4096
-_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_AFFINE = ("weight", "bias")
+_TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 _HEADER_BYTES = 1024
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -57,10 +58,24 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
             raise ValueError(f"path: expected a file written by save, got {os.fspath(path)!r} ({error})") from error
 
 
+def require_arrays(state: Mapping[str, Array], options: Mapping[str, Any]) -> None:
+    """``ValueError`` unless the arrays are those of a layer with these options.
+
+    To be called before the layer is made, which could otherwise be of any size.
+    """
+    expected = {*(_AFFINE if options["affine"] else ()), *(_TRACKED if options["track_running_stats"] else ())}
+    if state.keys() != expected:
+        raise ValueError(f"expected the arrays {sorted(expected)}, got {sorted(state)}")
+    for name, array in state.items():
+        shape = () if name == "num_batches_tracked" else (options["num_features"],)
+        if array.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+
+
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if len(members) != len(archive.infolist()) or not {_CONFIG} <= members.keys() <= {_CONFIG, *_STATE}:
+        if len(members) != len(archive.infolist()) or not {_CONFIG} <= members.keys() <= {_CONFIG, *_AFFINE, *_TRACKED}:
             raise ValueError(f"unexpected entries {archive.namelist()[:10]}")
         if members[_CONFIG].file_size > _CONFIG_BYTES + _HEADER_BYTES:
             raise ValueError("configuration too long")

@@ -263,6 +263,7 @@ class BatchNorm:
         try:
             if config["format"] != 1 or config["class"] != cls.__name__:
                 raise ValueError(f"it holds a {config['class']}, format {config['format']}")
+            _checkpoint.require_arrays(state, config["options"])
             layer = cls(**config["options"])
             layer.load_state_dict(state)
         except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
@@ -350,12 +351,13 @@ class FrozenBatchNorm:
         self.axis = check.integer("axis", axis)
         self.ndims = ndims
         self.num_features = channels
-        self.mean = mean.astype(np.float64)
-        self.inv_std = _engine.inv_std_of(var, eps)
-        self.gamma = np.ones(channels) if gamma is None else gamma.astype(np.float64)
-        self.beta = np.zeros(channels) if beta is None else beta.astype(np.float64)
-        for array in (self.mean, self.inv_std, self.gamma, self.beta):
-            array.flags.writeable = False
+        self._coefficients = (
+            mean.astype(np.float64),
+            _engine.inv_std_of(var, eps),
+            np.ones(channels) if gamma is None else gamma.astype(np.float64),
+            np.zeros(channels) if beta is None else beta.astype(np.float64),
+        )
+        self.mean, self.inv_std, self.gamma, self.beta = map(_read_only_view, self._coefficients)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_features}, axis={self.axis})"
@@ -368,4 +370,10 @@ class FrozenBatchNorm:
         x = check.features(x, self.axis, self.num_features, self.ndims)
         out = check.out_like("out", out, x, may_be=x)
         axis = check.channel_axis(self.axis, x.ndim)
-        return _engine.normalize(x, axis, self.mean, self.inv_std, self.gamma, self.beta, out)
+        return _engine.normalize(x, axis, *self._coefficients, out)
+
+
+def _read_only_view(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

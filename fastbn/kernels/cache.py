@@ -90,10 +90,11 @@ class _KernelCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except Exception as error:  # a full disk, or an index that is damaged
-            with contextlib.suppress(OSError):  # empty a damaged index, so that the next process can write a sound one
-                self.flush()
+        except Exception as error:  # a full disk, or a damaged index, which is made anew
             _warn(f"a failure to write to {self.cache_path} ({type(error).__name__}: {error})")
+            with contextlib.suppress(OSError):
+                self.flush()
+                super().save_overload(sig, data)
 
 
 class _NoCache(NullCache):

@@ -65,8 +65,10 @@ def affine1(x: Array, mean: float, inv_std: float, gamma: float, beta: float) ->
     """
     scale = gamma * inv_std
     center = x.dtype.type(mean)
-    shift = beta - (mean - np.float64(center)) * scale
-    return center, x.dtype.type(scale), x.dtype.type(shift)
+    lost = mean - np.float64(center)
+    if lost == 0.0:  # also where scale is infinite (a variance of 0 with eps = 0)
+        return center, x.dtype.type(scale), x.dtype.type(beta)
+    return center, x.dtype.type(scale), x.dtype.type(beta - lost * scale)
 
 
 @elementwise

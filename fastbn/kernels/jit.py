@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numba
+import numba.np.ufunc.parallel
 
 from fastbn.kernels import cache
 
@@ -76,6 +77,17 @@ class _Threads:
 _threads = _Threads()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
+
+
+def threading_layer() -> str:
+    """The threading layer that Numba chose; starts it if no parallel kernel has run yet."""
+    if numba.config.DISABLE_JIT:
+        return "none (NUMBA_DISABLE_JIT)"
+    try:
+        numba.np.ufunc.parallel._launch_threads()
+        return str(numba.threading_layer())
+    except ValueError as error:  # a layer that was asked for by name and is not there
+        return f"none ({error})"
 
 
 class Kernel(Generic[P]):

@@ -1,0 +1,42 @@
+"""The tensor shapes that tests and benchmarks share: benchdnn's batch normalization problems, from ``shapes.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+_FILE = Path(__file__).with_name("shapes.json")
+
+
+class Problem(NamedTuple):
+    """One shape, channels on axis 1, with the ``eps`` that benchdnn uses."""
+
+    topology: str
+    shape: tuple[int, ...]
+    eps: float
+
+    @property
+    def name(self) -> str:
+        """The dimensions joined by ``x``."""
+        return "x".join(map(str, self.shape))
+
+    def with_images(self, images: int) -> Problem:
+        """The same with another batch size."""
+        return self._replace(shape=(images, *self.shape[1:]))
+
+
+def _load() -> list[Problem]:
+    topologies = json.loads(_FILE.read_text())["shapes"]
+    return [
+        Problem(topology.removeprefix("shapes_"), tuple(entry["dims"]), entry["eps"])
+        for topology, entries in topologies.items()
+        for entry in entries
+    ]
+
+
+PROBLEMS = _load()
+"""All of them, as benchdnn has them."""
+
+RESNET50 = [problem for problem in PROBLEMS if problem.topology == "resnet_50"]
+"""The nine shapes of ResNet-50, at benchdnn's 50 images."""

@@ -1,0 +1,104 @@
+"""``python -m fastbn info`` and ``python -m fastbn warmup``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+
+from fastbn import __version__
+from fastbn.kernels import cache, channels_first, channels_last
+from fastbn.kernels.jit import Kernel, threading_layer
+
+OPTIONAL = ("ml_dtypes", "torch", "onnx", "keras", "numba_cuda", "matplotlib", "sklearn", "tqdm", "pytest_benchmark")
+BAR = 30
+
+
+def info() -> None:
+    """Print what matters to speed and to a bug report, one ``name: value`` a line."""
+    folder = cache.folder()
+    kernels = 0 if folder is None else len(list(folder.glob("*.nbc")))
+    facts = {
+        "fastbn": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
+        "numpy": np.__version__,
+        "numba": f"{numba.__version__} (llvmlite {llvmlite.__version__}, LLVM {_llvm_version()})",
+        "cpu": f"{llvmlite.binding.get_host_cpu_name()}, {_vector_bits()}-bit vectors",
+        "threading layer": threading_layer(),
+        "threads": f"{numba.get_num_threads()} of {numba.config.NUMBA_NUM_THREADS}",
+        "compilation": "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
+        "cache folder": "none that is writable and owned by this user" if folder is None else folder,
+        "cached kernels": kernels,
+    }
+    facts["optional packages"] = ", ".join(name for name in OPTIONAL if importlib.util.find_spec(name)) or "none"
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+
+
+def _llvm_version() -> str:
+    return ".".join(map(str, llvmlite.binding.llvm_version_info))
+
+
+def _vector_bits() -> int:
+    """Width of the widest vector registers that the compiler may use."""
+    features = llvmlite.binding.get_host_cpu_features()
+    widths = {"avx512f": 512, "avx": 256, "sve": 128, "neon": 128, "sse2": 128}
+    return max((bits for name, bits in widths.items() if features.get(name)), default=64)
+
+
+def warmup() -> None:
+    """Compile every kernel for float32 and float64, as both twins, and leave them in the cache folder."""
+    start = time.perf_counter()
+    work = [(kernel, twin, args) for kernel, args in _usual_calls() for twin in (kernel.serial, kernel.parallel)]
+    for done, (kernel, twin, args) in enumerate(work, 1):
+        twin(*args)
+        _show_progress(done, len(work), f"{kernel.body.__module__.rpartition('.')[2]}.{kernel.body.__name__}")
+    print(f"{len(work)} kernels in {time.perf_counter() - start:.1f} s; cache folder: {cache.folder()}")
+
+
+def _usual_calls() -> Iterator[tuple[Kernel[Any], tuple[Any, ...]]]:
+    """Every kernel with arguments of the types that the package passes, for both dtypes."""
+    for module, shape in ((channels_first, (2, 3, 4)), (channels_last, (4, 3))):
+        for dtype in (np.float32, np.float64):
+            x, dout, out = np.ones((3, *shape), dtype)
+            mean, var, inv_std, gamma, beta, sum_dout, sum_dout_xhat = np.ones((7, 3))
+            sums = (sum_dout, sum_dout_xhat)
+            yield module.batch_stats, (x, 1, mean, var)
+            yield module.normalize, (x, mean, inv_std, gamma, beta, out)
+            yield module.forward, (x, 1e-5, gamma, beta, out, mean, var)
+            yield module.backward_sums, (dout, x, mean, inv_std, 1, *sums)
+            yield module.backward_input, (dout, x, mean, inv_std, gamma, *sums, 8.0, out)
+            yield module.backward, (dout, x, mean, inv_std, gamma, *sums, out)
+
+
+def _show_progress(done: int, total: int, what: str) -> None:
+    """One line that is written over where there is a terminal, a line a step where there is none."""
+    filled = BAR * done // total
+    line = f"[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total} {what}"
+    if sys.stderr.isatty():
+        print(f"\r{line:<78}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(prog="python -m fastbn", description=__doc__)
+    commands = {"info": info, "warmup": warmup}
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in commands.items():
+        summary = (command.__doc__ or "").strip()
+        subparsers.add_parser(name, help=summary, description=summary)
+    commands[parser.parse_args(argv).command]()
+
+
+if __name__ == "__main__":
+    main()

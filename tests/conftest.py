@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+JIT = not numba.config.DISABLE_JIT
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "large: tensors that are too large for interpreted kernels (NUMBA_DISABLE_JIT)")
+
+
+def pytest_collection_modifyitems(items):
+    if JIT:
+        return
+    for item in items:
+        if item.get_closest_marker("large"):
+            item.add_marker(pytest.mark.skip(reason="needs compiled kernels"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261121)
+
+
+@pytest.fixture
+def one_thread():
+    """Run the rest of the test with one thread."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastbn import _dispatch
+from fastbn._dispatch import MIN_ROWS, PARALLEL, TASKS, plan
+from fastbn.kernels import channels_first, channels_last
+from fastbn.kernels.rows import BLOCK, blocks_of
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels", "fused"),
+    [
+        ((32, 64, 112 * 112), channels_first, True),
+        ((32, 512, 28 * 28), channels_first, True),
+        ((32, 256, 14 * 14), channels_last, True),
+        ((32, 2048, 7 * 7), channels_last, True),
+        ((1, 2048, 7 * 7), channels_first, True),
+        ((32 * 112 * 112, 64, 1), channels_last, False),
+        ((128, 512, 1), channels_last, False),
+        ((4, 64, 1), channels_last, True),
+        ((64, 10**6, 1), channels_last, True),
+        ((32, 3, 224 * 224), channels_first, False),
+        ((1, 1, 10**7), channels_first, False),
+    ],
+)
+def test_table(shape, kernels, fused):
+    how = plan(*shape)
+    assert how.kernels is kernels
+    assert how.fused is fused
+    assert np.prod(how.shape) == np.prod(shape)
+    assert how.count == shape[0] * shape[2]
+    assert how.parallel == (np.prod(shape) >= PARALLEL)
+
+
+@pytest.mark.parametrize("outer", [1, 7, 64, 1000, 10**6])
+@pytest.mark.parametrize("channels", [1, 3, 64, 5000])
+@pytest.mark.parametrize("inner", [1, 49, 255, 4097, 50176])
+def test_segments_hold_work_and_stay_few(outer, channels, inner):
+    how = plan(outer, channels, inner)
+    assert 1 <= how.segments <= TASKS
+    if how.kernels is channels_last:
+        assert how.segments == 1 or outer // how.segments >= MIN_ROWS
+    else:
+        assert how.segments <= blocks_of(outer, inner)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), [(1, 1), (5, 27), (7, BLOCK), (7, BLOCK + 1), (1, 10 * BLOCK - 1), (5000, 3)]
+)
+def test_blocks_cover_a_channel(outer, inner):
+    rows, pieces = max(1, BLOCK // inner), -(-inner // BLOCK)
+    assert (rows == 1) or (pieces == 1)
+    assert blocks_of(outer, inner) == -(-outer // rows) * pieces
+
+
+def test_every_kernel_is_in_both_modules():
+    names = {"batch_stats", "normalize", "forward", "backward_sums", "backward_input", "backward"}
+    for module in (channels_first, channels_last):
+        assert names <= vars(module).keys()
+    assert _dispatch.__doc__.count("channels_last") == 2

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import __main__ as command
+
+
+def test_info(capsys):
+    command.main(["info"])
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["fastbn"] == fastbn.__version__
+    assert lines["numpy"] == np.__version__
+    assert lines["numba"].startswith(numba.__version__)
+    assert lines.keys() >= {"python", "cpu", "threads", "threading layer", "cache folder", "optional packages"}
+    if not numba.config.DISABLE_JIT:
+        assert lines["threading layer"] in ("tbb", "omp", "workqueue")
+
+
+def test_usage():
+    with pytest.raises(SystemExit):
+        command.main([])
+    with pytest.raises(SystemExit):
+        command.main(["no such command"])
+
+
+def test_progress_is_written_over_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    command._show_progress(1, 2, "one")
+    command._show_progress(2, 2, "two")
+    text = capsys.readouterr().err
+    assert text.startswith("\r[###############...............] 1/2 one")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+
+
+AFTER_WARMUP = """
+import numpy as np, fastbn
+from fastbn.kernels import channels_first, channels_last, jit
+for dtype in (np.float32, np.float64):
+    for shape in ((4, 3), (4, 3, 5), (4, 3, 300), (16, 3, 5), (100, 20, 30), (16, 64, 20, 20), (4, 3, 9000), (5000, 30)):
+        x = np.ones(shape, dtype)
+        x.flags.writeable = False
+        layer = fastbn.BatchNorm(shape[1])
+        layer(x), layer.backward(x), layer.eval()(x), layer.backward(x), layer.freeze()(x)
+        m = fastbn.moments(x)
+        fastbn.normalize(x, m.mean, m.var)
+        s = fastbn.backward_sums(x, x, m.mean, m.var)
+        fastbn.backward_input(x, x, m.mean, m.var, None, *s, m.count)
+kernels = [k for m in (channels_first, channels_last) for k in vars(m).values() if isinstance(k, jit.Kernel)]
+twins = [twin for k in kernels for twin in (k.serial, k.parallel)]
+print(sum(sum(t.stats.cache_misses.values()) for t in twins), sum(sum(t.stats.cache_hits.values()) for t in twins))
+"""
+
+
+@pytest.mark.large
+def test_nothing_is_compiled_after_warmup():
+    """In the user's cache folder, which the test run fills in any case."""
+    run = subprocess.run(
+        [sys.executable, "-m", "fastbn", "warmup"], capture_output=True, text=True, timeout=600, check=True
+    )
+    assert run.stdout.startswith("48 kernels in ")
+    assert run.stderr.splitlines()[-1] == "[##############################] 48/48 channels_last.backward"
+    calls = subprocess.run(
+        [sys.executable, "-c", AFTER_WARMUP], capture_output=True, text=True, timeout=600, check=True
+    )
+    misses, hits = map(int, calls.stdout.split())
+    assert misses == 0
+    assert hits == 48 if (os.cpu_count() or 1) > 1 else hits == 24
