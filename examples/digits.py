@@ -171,10 +171,10 @@ def interval(values: Array) -> tuple[float, float]:
 def print_gains(gains: dict[str, Array]) -> None:
     """What batch normalization changes, by batch size."""
     print("\nPoints by which batch normalization raises the accuracy, ± the standard error over the seeds")
-    print(f"(early: the first {EARLY} epochs; late: the last {LATE})\n")
-    print(f"{'':32}" + "".join(f"{f'batch size {size}':>16}" for size in BATCH_SIZES))
+    print(f"(early: first {EARLY} epochs; late: last {LATE}; batches: while training, by their own statistics)\n")
+    print(f"{'':24}" + "".join(f"{f'batch size {size}':>16}" for size in BATCH_SIZES))
     for name, rows in gains.items():
-        print(f"{name:<32}" + "".join("{:+10.2f} ± {:.2f}".format(*interval(row)) for row in rows))
+        print(f"{name:<24}" + "".join("{:+10.2f} ± {:.2f}".format(*interval(row)) for row in rows))
 
 
 def print_verdict(name: str, values: Array, relation: str, threshold: float = IMAGE) -> None:
@@ -192,7 +192,7 @@ def print_claims(gains: dict[str, Array]) -> None:
     print(f"\nWhat is known, judged by three standard errors; a test image is worth {IMAGE} points")
 
     print("\nSmall batches make batch normalization act as a regulariser and lower training accuracy:")
-    for name in "late training, while training", "late training, inference mode":
+    for name in "late training batches", "late training set":
         loss = np.minimum(gains[name][-1], 0) - gains[name][0]
         print_verdict(f"{name}, lost at {small} beyond any loss at {large}", loss, ">")
     print_verdict(f"late test, won at {small}", late[0], ">")
@@ -220,8 +220,8 @@ def print_results(curves: Array) -> None:
     gains = {
         "early test": differences[TEST, ..., :EARLY].mean(axis=-1),
         "late test": late[TEST],
-        "late training, inference mode": late[TRAIN],
-        "late training, while training": late[BATCH],
+        "late training set": late[TRAIN],
+        "late training batches": late[BATCH],
     }
     print_gains(gains)
     print_claims(gains)

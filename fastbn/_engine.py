@@ -45,7 +45,7 @@ def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
         return mean, var
     layout = layout_of(x, axis)
     how = plan(*layout.shape)
-    return _batch_stats(how, layout.load(x, how.shape), x.shape[axis])
+    return _batch_stats(how, layout.load(x), x.shape[axis])
 
 
 def normalize(
@@ -63,9 +63,9 @@ def normalize(
     if not x.size:
         return result
     how = plan(*layout.shape)
-    with layout.target(result, how.shape) as target:
-        scale, shift = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
-        how.kernels.normalize(how.parallel, layout.load(x, how.shape), mean, inv_std, scale, shift, target)
+    scale, shift = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
+    with layout.target(result) as target:
+        _normalize(how, layout.load(x), mean, inv_std, scale, shift, target)
     return result
 
 
@@ -78,17 +78,18 @@ def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | 
         mean, var = np.zeros((2, channels))
         return Normalized(result, mean, var, inv_std_of(var, eps))
     how = plan(*layout.shape)
-    source = layout.load(x, how.shape)
+    source = layout.load(x)
     scale, shift = _float64(gamma, channels, 1.0), _float64(beta, channels, 0.0)
-    with layout.target(result, how.shape) as target:
+    with layout.target(result) as target:
         if how.fused:
             mean, var = np.empty((2, channels))
-            how.kernels.forward(how.parallel, source, eps, scale, shift, target, mean, var)
+            tensors = source.reshape(how.shape), target.reshape(how.shape)
+            how.kernels.forward(how.parallel, tensors[0], eps, scale, shift, tensors[1], mean, var)
             inv_std = inv_std_of(var, eps)
         else:
             mean, var = _batch_stats(how, source, channels)
             inv_std = inv_std_of(var, eps)
-            how.kernels.normalize(how.parallel, source, mean, inv_std, scale, shift, target)
+            _normalize(how, source, mean, inv_std, scale, shift, target)
     return Normalized(result, mean, var, inv_std)
 
 
@@ -98,7 +99,7 @@ def backward_sums(dout: Array, x: Array, axis: int, mean: Float64Array, inv_std:
         return Sums(*np.zeros((2, mean.size)))
     layout = layout_of(x, axis)
     how = plan(*layout.shape)
-    return _backward_sums(how, layout.load(dout, how.shape), layout.load(x, how.shape), mean, inv_std)
+    return _backward_sums(how, layout.load(dout), layout.load(x), mean, inv_std)
 
 
 def backward_input(
@@ -118,10 +119,9 @@ def backward_input(
     if not x.size:
         return result
     how = plan(*layout.shape)
-    with layout.target(result, how.shape) as target:
-        dout_source, x_source = layout.load(dout, how.shape), layout.load(x, how.shape)
-        scale = _float64(gamma, mean.size, 1.0)
-        how.kernels.backward_input(how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, count, target)
+    scale = _float64(gamma, mean.size, 1.0)
+    with layout.target(result) as target:
+        _backward_input(how, layout.load(dout), layout.load(x), mean, inv_std, scale, sums, count, target)
     return result
 
 
@@ -141,29 +141,58 @@ def backward(
     if not x.size:
         return result, sums
     how = plan(*layout.shape)
-    dout_source, x_source = layout.load(dout, how.shape), layout.load(x, how.shape)
+    dout_source, x_source = layout.load(dout), layout.load(x)
     scale = _float64(gamma, mean.size, 1.0)
-    with layout.target(result, how.shape) as target:
+    with layout.target(result) as target:
         if how.fused:
-            how.kernels.backward(how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, target)
+            tensors = dout_source.reshape(how.shape), x_source.reshape(how.shape)
+            how.kernels.backward(how.parallel, *tensors, mean, inv_std, scale, *sums, target.reshape(how.shape))
         else:
             sums = _backward_sums(how, dout_source, x_source, mean, inv_std)
-            how.kernels.backward_input(
-                how.parallel, dout_source, x_source, mean, inv_std, scale, *sums, float(how.count), target
-            )
+            count = float(how.count)
+            _backward_input(how, dout_source, x_source, mean, inv_std, scale, sums, count, target)
     return result, sums
 
 
 def _batch_stats(how: Plan, x: Array, channels: int) -> tuple[Float64Array, Float64Array]:
     mean, var = np.empty((2, channels))
-    how.kernels.batch_stats(how.parallel, x, how.segments, mean, var)
+    how.kernels.batch_stats(how.parallel, x.reshape(how.shape), how.segments, mean, var)
     return mean, var
+
+
+def _normalize(
+    how: Plan,
+    x: Array,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Float64Array,
+    beta: Float64Array,
+    out: Array,
+) -> None:
+    tensors = x.reshape(how.element_shape), out.reshape(how.element_shape)
+    how.element_kernels.normalize(how.parallel, tensors[0], mean, inv_std, gamma, beta, tensors[1])
 
 
 def _backward_sums(how: Plan, dout: Array, x: Array, mean: Float64Array, inv_std: Float64Array) -> Sums:
     sums = Sums(*np.empty((2, mean.size)))
-    how.kernels.backward_sums(how.parallel, dout, x, mean, inv_std, how.segments, *sums)
+    tensors = dout.reshape(how.shape), x.reshape(how.shape)
+    how.kernels.backward_sums(how.parallel, *tensors, mean, inv_std, how.segments, *sums)
     return sums
+
+
+def _backward_input(
+    how: Plan,
+    dout: Array,
+    x: Array,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Float64Array,
+    sums: Sums,
+    count: float,
+    out: Array,
+) -> None:
+    dout, x, out = (tensor.reshape(how.element_shape) for tensor in (dout, x, out))
+    how.element_kernels.backward_input(how.parallel, dout, x, mean, inv_std, gamma, *sums, count, out)
 
 
 def _float64(parameter: Array | None, channels: int, default: float) -> Float64Array:

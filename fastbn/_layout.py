@@ -35,20 +35,18 @@ class Layout:
         flags = self._memory_order(array).flags
         return flags.c_contiguous and flags.aligned
 
-    def load(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """``array`` as ``shape``, to be read; a copy only where ``holds`` says no."""
+    def load(self, array: Array) -> Array:
+        """``array`` in memory order and contiguous, to be read; a copy only where ``holds`` says no."""
         ordered = self._memory_order(array)
         if not self.holds(array):
-            ordered = np.array(ordered, order="C", copy=True)
-        elif not ordered.flags.writeable:
-            ordered = _as_writable(ordered)
-        return ordered.reshape(shape)
+            return np.array(ordered, order="C", copy=True)
+        return ordered if ordered.flags.writeable else _as_writable(ordered)
 
     @contextmanager
-    def target(self, out: Array, shape: tuple[int, ...]) -> Iterator[Array]:
-        """``out`` as ``shape``, to be written; where ``holds`` says no, a buffer that is copied to it at the end."""
+    def target(self, out: Array) -> Iterator[Array]:
+        """``out`` in memory order, to be written; where ``holds`` says no, a buffer that is copied to it at the end."""
         buffer = out if self.holds(out) else self.empty(out.shape, out.dtype)
-        yield self._memory_order(buffer).reshape(shape)
+        yield self._memory_order(buffer)
         if buffer is not out:
             np.copyto(out, buffer)
 

@@ -16,7 +16,7 @@ Scalar: TypeAlias = Any
 """One float32 or float64 value; NumPy's scalar types do not mix in arithmetic under a type checker."""
 
 Moments3: TypeAlias = tuple[float, float, float]
-"""Count, mean, centred sum of squares."""
+"""Count, sum about an origin, centred sum of squares."""
 
 Coefficients3: TypeAlias = tuple[Scalar, Scalar, Scalar]
 Coefficients6: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]

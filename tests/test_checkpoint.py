@@ -81,7 +81,9 @@ def test_writing_replaces_whole_files_only(saved, monkeypatch):
 
 def test_another_class(saved):
     _, path = saved
-    with pytest.raises(ValueError, match="path: expected a saved BatchNorm2d, got .*layer.npz.*it holds a BatchNorm1d"):
+    with pytest.raises(
+        ValueError, match=r"path: expected a saved BatchNorm2d, got .*layer.npz.*it holds a BatchNorm1d"
+    ):
         fastbn.BatchNorm2d.load(path)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fastbn
 from fastbn import _dispatch
 from fastbn._dispatch import MIN_ROWS, PARALLEL, TASKS, plan
 from fastbn.kernels import channels_first, channels_last
@@ -55,8 +56,28 @@ def test_blocks_cover_a_channel(outer, inner):
     assert blocks_of(outer, inner) == -(-outer // rows) * pieces
 
 
+@pytest.mark.parametrize(
+    ("rows", "channels", "tile"), [(401408, 64, 8), (3249, 64, 3), (9973, 64, 1), (6, 3, 6), (99, 513, 1)]
+)
+def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
+    assert _dispatch._tile(rows, channels) == tile
+
+
+def test_tiled_tensors(rng):
+    """Means of many parts: constant channels stay exact, and the rest as good as uncut."""
+    x = np.full((9 * 4001, 5), 0.1)
+    x[:, 1] = rng.standard_normal(9 * 4001) + 1e4
+    how = plan(9 * 4001, 5, 1)
+    assert how.shape[0] * how.shape[1] == 9 * 4001
+    assert how.shape[1] > 1
+    moments = fastbn.moments(x)
+    assert (moments.mean[[0, 2, 3, 4]] == 0.1).all()
+    assert (moments.var[[0, 2, 3, 4]] == 0).all()
+    np.testing.assert_allclose(moments.mean[1], x[:, 1].mean(), rtol=1e-14)
+    np.testing.assert_allclose(moments.var[1], x[:, 1].var(), rtol=1e-10)
+
+
 def test_every_kernel_is_in_both_modules():
     names = {"batch_stats", "normalize", "forward", "backward_sums", "backward_input", "backward"}
     for module in (channels_first, channels_last):
         assert names <= vars(module).keys()
-    assert _dispatch.__doc__.count("channels_last") == 2

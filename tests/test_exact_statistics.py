@@ -70,7 +70,7 @@ def test_exact_statistics(problem):
         for n in range(x.shape[0]):  # sample by sample, to spare memory
             product = (x[n] - spread(means, x.ndim)) * spread(scale, x.ndim)
             expected = product + spread(beta, x.ndim)
-            # Where beta nearly cancels the product, the product's own error counts; where nothing is left, the absolute.
+            # Where beta nearly cancels the product, the product's own error counts; where nothing is left, its size.
             cancelled = np.abs(expected - spread(beta, x.ndim)) > np.abs(expected)
             reach = np.abs(np.where(cancelled, product, expected))
             reach[reach < np.finfo(np.float32).tiny] = 1.0

@@ -180,7 +180,7 @@ def test_nan_policy(rng, bad):
     out = np.full_like(x, 7.0)
     before = state_of(strict)
     for layer in (strict, strict.eval()):
-        with pytest.raises(ValueError, match="x: expected finite values .* channel 1"):
+        with pytest.raises(ValueError, match=r"x: expected finite values .* channel 1"):
             layer(x, out=out)
     assert state_of(strict) == before
     assert (out == 7.0).all()

@@ -133,7 +133,7 @@ def row_fortran(rng):
 @row
 def row_readonly_x(rng):
     x = rng.standard_normal(SHAPE, dtype=np.float32)
-    from fastbn.kernels import channels_first, channels_last  # noqa: PLC0415
+    from fastbn.kernels import channels_first, channels_last
 
     accepted_as(read_only(x.copy()), x)
     for module in (channels_first, channels_last):
@@ -464,7 +464,7 @@ def row_alias_overlap(rng):
         lambda: fastbn.backward_input(x, before[:-1], *running, None, *running, 1, out=out),
         lambda: fastbn.inference(x, *running, out=x[:, ::-1]),
     ):
-        with pytest.raises(ValueError, match="out: expected .* got an overlap with"):
+        with pytest.raises(ValueError, match=r"out: expected .* got an overlap with"):
             call()
     assert same_bits(base, before)
     # interleaved, but not one element is shared
@@ -487,7 +487,7 @@ def row_alias_stats(rng):
             fastbn.forward(x, **arguments)
     assert (stats == 1).all()
     square = np.ones((3, 3))
-    with pytest.raises(ValueError, match="running_mean: .* overlap with x"):
+    with pytest.raises(ValueError, match=r"running_mean: .* overlap with x"):
         fastbn.forward(square, None, None, square[0], np.ones(3))
     for name in ("gamma", "beta", "running_mean", "running_var"):
         arguments = {"running_mean": np.zeros(C), "running_var": np.ones(C)}
@@ -509,7 +509,7 @@ def row_subclass(rng):
         matrix = np.matrix(np.ones((4, 3)))
     refused(matrix, TypeError, r"expected a plain array, got numpy.*matrix")
     refused(np.ones(SHAPE).view(np.recarray), TypeError, "expected a plain array, got numpy.*recarray")
-    import tempfile  # noqa: PLC0415
+    import tempfile
 
     x = tensor(rng, SHAPE)
     with tempfile.NamedTemporaryFile() as file:
@@ -611,7 +611,7 @@ def row_big_channel(rng):
 @row
 def row_exception_midway(rng):
     """The layers' side, with injected failures and real signals, is in test_layers; here the functional one."""
-    from fastbn import _state  # noqa: PLC0415
+    from fastbn import _state
 
     mean, var, counter = np.zeros(C), np.ones(C), np.zeros((), np.int64)
     for bad in ("not a number", np.ones(4)):

@@ -108,6 +108,5 @@ def _warn(problem: str) -> None:
 
 
 def attach(dispatcher: Any) -> None:
-    """Give a compiled function this cache; a plain function (compilation is switched off) is left alone."""
-    if hasattr(dispatcher, "py_func"):
-        dispatcher._cache = _NoCache() if folder() is None else _KernelCache(dispatcher.py_func)
+    """Give a compiled function this cache."""
+    dispatcher._cache = _NoCache() if folder() is None else _KernelCache(dispatcher.py_func)

@@ -11,9 +11,9 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels.formulas import affine1, gradient1, inv_std1, merge_moments1
+from fastbn.kernels.formulas import affine1, gradient1, inv_std1, mean_var1, merge_moments1
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.rows import BLOCK, blocks_of, gradient_row, normalize_row, segment_moments, segment_sums
+from fastbn.kernels.rows import BLOCK, blocks_of, gradient_row, normalize_row, origin_of, segment_moments, segment_sums
 
 
 @kernel
@@ -35,8 +35,7 @@ def batch_stats(x: Array, segments: int, mean: Float64Array, var: Float64Array) 
         moments = (0.0, 0.0, 0.0)
         for s in range(segments):
             moments = merge_moments1(moments[0], moments[1], moments[2], parts[c, s, 0], parts[c, s, 1], parts[c, s, 2])
-        mean[c] = moments[1]
-        var[c] = moments[2] / moments[0]
+        mean[c], var[c] = mean_var1(origin_of(x, c), moments[0], moments[1], moments[2])
 
 
 @kernel
@@ -79,10 +78,9 @@ def forward(
     """
     outer, channels, inner = x.shape
     for c in prange(channels):
-        count, mu, m2 = segment_moments(x, c, 0, blocks_of(outer, inner))
-        mean[c] = mu
-        var[c] = m2 / count
-        center, scale, shift = affine1(x, mu, inv_std1(var[c], eps), gamma[c], beta[c])
+        count, total, m2 = segment_moments(x, c, 0, blocks_of(outer, inner))
+        mean[c], var[c] = mean_var1(origin_of(x, c), count, total, m2)
+        center, scale, shift = affine1(x, mean[c], inv_std1(var[c], eps), gamma[c], beta[c])
         for n in range(outer - 1, -1, -1):
             normalize_row(x[n, c], out[n, c], center, scale, shift)
 

@@ -1,8 +1,9 @@
 """Kernels for tensors whose channels hold single values or short rows: NC, NHWC and its like, small planes of NCHW.
 
-Tensors are (rows, columns), C-contiguous, with ``columns = C * inner``; everything else is (C,) float64. Columns are
-cut into chunks (see ``columns``), rows into segments, which are merged in order. Both depend on the shape alone, so
-the bits do not depend on the number of threads.
+Tensors are (rows, tile, C * inner), C-contiguous; everything else is (C,) float64. Where ``inner`` is 1, a row may hold
+``tile`` values of each channel; else ``tile`` is 1. The columns of a row are cut into chunks (see ``columns``), rows
+into segments, which are merged in order. All of this depends on the shape alone, so the bits do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -11,9 +12,25 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels.columns import channels_of, chunk_moments, chunk_sums, gradient_chunk, normalize_chunk
-from fastbn.kernels.formulas import inv_std1, merge_moments1
-from fastbn.kernels.jit import kernel
+from fastbn.kernels.columns import (
+    channels_of,
+    chunk_moments,
+    chunk_sums,
+    gradient_chunk,
+    means_vars,
+    merge_columns,
+    normalize_chunk,
+    pivots,
+)
+from fastbn.kernels.formulas import inv_std1
+from fastbn.kernels.jit import kernel, scalar
+
+BLOCK_ROWS = 128  # rows of a chunk that are normalised with one set of spread coefficients
+
+
+@scalar
+def _matrix(x: Array) -> Array:
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2])
 
 
 @kernel
@@ -23,23 +40,27 @@ def batch_stats(x: Array, segments: int, mean: Float64Array, var: Float64Array) 
     Traffic:  reads x once.
     Parallel: over (segments, chunks), each with one writer; a channel's segments are merged in order.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
     chunks = -(-channels // step)
-    parts = np.empty((segments, channels, 3))
+    matrix = _matrix(x)
+    origin = np.empty(channels)
+    pivots(matrix[0], inner, origin)
+    parts = np.empty((2, segments, channels))
     for task in prange(segments * chunks):
         s = task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
-        chunk_moments(x, inner, left, right, rows * s // segments, rows * (s + 1) // segments, parts[s])
-    for c in range(channels):
-        moments = (0.0, 0.0, 0.0)
-        for s in range(segments):
-            moments = merge_moments1(moments[0], moments[1], moments[2], parts[s, c, 0], parts[s, c, 1], parts[s, c, 2])
-        mean[c] = moments[1]
-        var[c] = moments[2] / moments[0]
+        start = rows * s // segments
+        stop = rows * (s + 1) // segments
+        chunk_moments(matrix, inner, tile, left, right, start, stop, origin, parts[0, s], parts[1, s])
+    for s in range(segments):
+        before = rows * s // segments * inner * tile
+        count = rows * (s + 1) // segments * inner * tile - before
+        merge_columns(np.float64(before), mean, var, np.float64(count), parts[0, s], parts[1, s])
+    means_vars(origin, np.float64(rows * inner * tile), mean, var)
 
 
 @kernel
@@ -52,19 +73,21 @@ def normalize(
     Parallel: over blocks of rows and chunks, each with one writer.
     Numerics: coefficients in float64, elements in x's dtype.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
     chunks = -(-channels // step)
-    blocks = max(1, rows // 64)
+    x_matrix = _matrix(x)
+    out_matrix = _matrix(out)
+    blocks = max(1, rows // BLOCK_ROWS)
     for task in prange(blocks * chunks):
-        s = blocks - 1 - task // chunks
+        b = blocks - 1 - task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
-        start = rows * s // blocks
-        stop = rows * (s + 1) // blocks
-        normalize_chunk(x, inner, left, right, start, stop, mean, inv_std, gamma, beta, out)
+        start = rows * b // blocks
+        stop = rows * (b + 1) // blocks
+        normalize_chunk(x_matrix, inner, tile, left, right, start, stop, mean, inv_std, gamma, beta, out_matrix)
 
 
 @kernel
@@ -82,21 +105,23 @@ def forward(
     Traffic:  reads x and writes out once where a chunk stays in cache, else reads x twice.
     Parallel: over chunks.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
-    moments = np.empty((channels, 3))
+    x_matrix = _matrix(x)
+    out_matrix = _matrix(out)
+    origin = np.empty(channels)
     inv_std = np.empty(channels)
+    pivots(x_matrix[0], inner, origin)
     for chunk in prange(-(-channels // step)):
         left = chunk * step
         right = min(left + step, channels)
-        chunk_moments(x, inner, left, right, 0, rows, moments)
+        chunk_moments(x_matrix, inner, tile, left, right, 0, rows, origin, mean, var)
+        means_vars(origin[left:right], np.float64(rows * inner * tile), mean[left:right], var[left:right])
         for c in range(left, right):
-            mean[c] = moments[c, 1]
-            var[c] = moments[c, 2] / moments[c, 0]
             inv_std[c] = inv_std1(var[c], eps)
-        normalize_chunk(x, inner, left, right, 0, rows, mean, inv_std, gamma, beta, out)
+        normalize_chunk(x_matrix, inner, tile, left, right, 0, rows, mean, inv_std, gamma, beta, out_matrix)
 
 
 @kernel
@@ -114,25 +139,29 @@ def backward_sums(
     Traffic:  reads dout and x once.
     Parallel: over (segments, chunks), each with one writer; a channel's segments are added in order.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
     chunks = -(-channels // step)
-    parts = np.empty((segments, channels, 2))
+    dout_matrix = _matrix(dout)
+    x_matrix = _matrix(x)
+    parts = np.empty((2, segments, channels))
     for task in prange(segments * chunks):
         s = task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
-        chunk_sums(dout, x, inner, left, right, rows * s // segments, rows * (s + 1) // segments, mean, parts[s])
+        start = rows * s // segments
+        stop = rows * (s + 1) // segments
+        chunk_sums(dout_matrix, x_matrix, inner, tile, left, right, start, stop, mean, parts[0, s], parts[1, s])
+    sum_dout[:] = parts[0, 0]
+    sum_dout_xhat[:] = parts[1, 0]
+    for s in range(1, segments):
+        for c in range(channels):
+            sum_dout[c] += parts[0, s, c]
+            sum_dout_xhat[c] += parts[1, s, c]
     for c in range(channels):
-        total = 0.0
-        product = 0.0
-        for s in range(segments):
-            total += parts[s, c, 0]
-            product += parts[s, c, 1]
-        sum_dout[c] = total
-        sum_dout_xhat[c] = product * inv_std[c]
+        sum_dout_xhat[c] *= inv_std[c]
 
 
 @kernel
@@ -153,33 +182,21 @@ def backward_input(
     Parallel: over blocks of rows and chunks, each with one writer.
     Numerics: coefficients in float64, elements in x's dtype.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
     chunks = -(-channels // step)
-    blocks = max(1, rows // 64)
+    tensors = (_matrix(dout), _matrix(x), _matrix(dx))
+    blocks = max(1, rows // BLOCK_ROWS)
     for task in prange(blocks * chunks):
-        s = blocks - 1 - task // chunks
+        b = blocks - 1 - task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
-        start = rows * s // blocks
-        stop = rows * (s + 1) // blocks
+        start = rows * b // blocks
+        stop = rows * (b + 1) // blocks
         gradient_chunk(
-            dout,
-            x,
-            inner,
-            left,
-            right,
-            start,
-            stop,
-            mean,
-            inv_std,
-            gamma,
-            sum_dout,
-            sum_dout_xhat,
-            count,
-            dx,
+            tensors, inner, tile, left, right, start, stop, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count
         )
 
 
@@ -199,17 +216,16 @@ def backward(
     Traffic:  reads dout and x and writes dx once where a chunk stays in cache, else reads both twice.
     Parallel: over chunks.
     """
-    rows, columns = x.shape
+    rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
     step = channels_of(inner)
-    count = np.float64(rows * inner)
-    parts = np.empty((channels, 2))
+    count = np.float64(rows * inner * tile)
+    tensors = (_matrix(dout), _matrix(x), _matrix(dx))
     for chunk in prange(-(-channels // step)):
         left = chunk * step
         right = min(left + step, channels)
-        chunk_sums(dout, x, inner, left, right, 0, rows, mean, parts)
+        chunk_sums(tensors[0], tensors[1], inner, tile, left, right, 0, rows, mean, sum_dout, sum_dout_xhat)
         for c in range(left, right):
-            sum_dout[c] = parts[c, 0]
-            sum_dout_xhat[c] = parts[c, 1] * inv_std[c]
-        gradient_chunk(dout, x, inner, left, right, 0, rows, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count, dx)
+            sum_dout_xhat[c] *= inv_std[c]
+        gradient_chunk(tensors, inner, tile, left, right, 0, rows, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count)

@@ -1,8 +1,9 @@
 """The work on one chunk of columns, for ``channels_last``.
 
 A row of the tensor is longer than any channel's part of it, so vector registers run along the row and each column has
-sums of its own, in float64; a channel's ``inner`` columns are added up at the end. A *chunk* is a run of whole
-channels whose sums stay in the first-level cache.
+sums of its own, in float64; a channel's columns are added up at the end. These are ``inner`` columns side by side, or
+where ``inner`` is 1, ``tile`` columns a whole set of channels apart. A *chunk* is a run of whole channels, ``left`` to
+``right``, whose sums stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -10,8 +11,18 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels.formulas import affine1, block_moments1, grad_input1, gradient1, normalize1, pivot1
+from fastbn.kernels.formulas import (
+    affine1,
+    block_moments1,
+    grad_input1,
+    gradient1,
+    mean_var1,
+    merge_moments1,
+    normalize1,
+    pivot1,
+)
 from fastbn.kernels.jit import elementwise, reduction, scalar
+from fastbn.kernels.prefetch import prefetch
 from fastbn.kernels.rows import gradient_row, normalize_row
 
 CHUNK = 512  # columns whose sums a task keeps at hand: 12 kB
@@ -73,32 +84,106 @@ def _sum(values: Float64Array) -> float:
 
 
 @scalar
-def chunk_moments(x: Array, inner: int, left: int, right: int, start: int, stop: int, moments: Float64Array) -> None:
-    """Count, mean and M2 of rows ``start`` to ``stop`` into ``moments[c]``, for the channels ``left`` to ``right``."""
-    first = left * inner
-    last = right * inner
+def _spread(values: Array, inner: int, columns: Array) -> None:
+    """Give each column the value of its channel."""
+    channels = values.size
+    if inner == 1:
+        for first in range(0, columns.size, channels):
+            columns[first : first + channels] = values
+        return
+    for c in range(channels):
+        columns[c * inner : (c + 1) * inner] = values[c]
+
+
+@elementwise
+def _add(terms: Float64Array, sums: Float64Array) -> None:
+    for i in range(sums.size):
+        sums[i] += terms[i]
+
+
+@scalar
+def _gather(columns: Float64Array, inner: int, values: Float64Array) -> None:
+    """Add up the columns of each channel."""
+    channels = values.size
+    if inner == 1:
+        values[:] = columns[:channels]
+        for first in range(channels, columns.size, channels):
+            _add(columns[first : first + channels], values)
+        return
+    for c in range(channels):
+        values[c] = _sum(columns[c * inner : (c + 1) * inner])
+
+
+@scalar
+def pivots(x: Array, inner: int, pivot: Float64Array) -> None:
+    """The pivot of each channel: the first of its columns in this row."""
+    for c in range(pivot.size):
+        pivot[c] = pivot1(x[c * inner])
+
+
+@scalar
+def _finish(count: float, pivot: Float64Array, origin: Float64Array, total: Float64Array, square: Float64Array) -> None:
+    """Turn sums about ``pivot`` into those about ``origin`` (in ``total``) and centred ones (in ``square``)."""
+    for c in range(pivot.size):
+        _, total[c], square[c] = block_moments1(count, pivot[c], total[c], square[c], origin[c])
+
+
+@scalar
+def chunk_moments(
+    x: Array,
+    inner: int,
+    tile: int,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    origin: Float64Array,
+    total: Float64Array,
+    m2: Float64Array,
+) -> None:
+    """Moments about ``origin`` of rows ``start`` to ``stop`` into ``total[left:right]`` and ``m2[left:right]``."""
+    first = left * inner * tile
+    last = right * inner * tile
     sums = np.zeros((3, last - first))
-    pivot, total, square = sums[0], sums[1], sums[2]
-    for c in range(left, right):
-        pivot[(c - left) * inner : (c - left + 1) * inner] = pivot1(x[start, c * inner])
+    pivot, column_total, square = sums[0], sums[1], sums[2]
+    channel_pivot = np.empty(right - left)
+    pivots(x[start][first:last], inner, channel_pivot)
+    _spread(channel_pivot, inner, pivot)
     tail = start + (stop - start) // 4 * 4
     for n in range(start, tail, 4):
+        for ahead in range(n + 4, min(n + 8, stop)):
+            prefetch(x[ahead][first:last])
         _add_squares4(
             x[n][first:last],
             x[n + 1][first:last],
             x[n + 2][first:last],
             x[n + 3][first:last],
             pivot,
-            total,
+            column_total,
             square,
         )
     for n in range(tail, stop):
-        _add_squares1(x[n][first:last], pivot, total, square)
-    count = np.float64((stop - start) * inner)
-    for c in range(left, right):
-        i = (c - left) * inner
-        part = block_moments1(count, pivot[i], _sum(total[i : i + inner]), _sum(square[i : i + inner]))
-        moments[c, 0], moments[c, 1], moments[c, 2] = part
+        _add_squares1(x[n][first:last], pivot, column_total, square)
+    _gather(column_total, inner, total[left:right])
+    _gather(square, inner, m2[left:right])
+    count = np.float64((stop - start) * inner * tile)
+    _finish(count, channel_pivot, origin[left:right], total[left:right], m2[left:right])
+
+
+@scalar
+def merge_columns(
+    count_a: float, total_a: Float64Array, m2_a: Float64Array, count_b: float, total_b: Float64Array, m2_b: Float64Array
+) -> None:
+    """Merge the moments ``b`` of every channel into ``a``."""
+    for c in range(total_a.size):
+        _, total_a[c], m2_a[c] = merge_moments1(count_a, total_a[c], m2_a[c], count_b, total_b[c], m2_b[c])
+
+
+@scalar
+def means_vars(origin: Float64Array, count: float, total: Float64Array, m2: Float64Array) -> None:
+    """Turn moments into means (in ``total``) and biased variances (in ``m2``)."""
+    for c in range(origin.size):
+        total[c], m2[c] = mean_var1(origin[c], count, total[c], m2[c])
 
 
 @scalar
@@ -106,22 +191,26 @@ def chunk_sums(
     dout: Array,
     x: Array,
     inner: int,
+    tile: int,
     left: int,
     right: int,
     start: int,
     stop: int,
     mean: Float64Array,
-    parts: Float64Array,
+    sum_dout: Float64Array,
+    sum_product: Float64Array,
 ) -> None:
-    """``sum(dout)`` and ``sum(dout * (x - mean))`` of rows ``start`` to ``stop`` into ``parts[c]``."""
-    first = left * inner
-    last = right * inner
+    """``sum(dout)`` and ``sum(dout * (x - mean))`` of rows ``start`` to ``stop`` into the slices ``left:right``."""
+    first = left * inner * tile
+    last = right * inner * tile
     sums = np.zeros((3, last - first))
     center, total, product = sums[0], sums[1], sums[2]
-    for c in range(left, right):
-        center[(c - left) * inner : (c - left + 1) * inner] = mean[c]
+    _spread(mean[left:right], inner, center)
     tail = start + (stop - start) // 2 * 2
     for n in range(start, tail, 2):
+        for ahead in range(n + 2, min(n + 4, stop)):
+            prefetch(dout[ahead][first:last])
+            prefetch(x[ahead][first:last])
         _add_products2(
             dout[n][first:last],
             dout[n + 1][first:last],
@@ -133,10 +222,23 @@ def chunk_sums(
         )
     for n in range(tail, stop):
         _add_products1(dout[n][first:last], x[n][first:last], center, total, product)
-    for c in range(left, right):
-        i = (c - left) * inner
-        parts[c, 0] = _sum(total[i : i + inner])
-        parts[c, 1] = _sum(product[i : i + inner])
+    _gather(total, inner, sum_dout[left:right])
+    _gather(product, inner, sum_product[left:right])
+
+
+@scalar
+def _affine_columns(
+    x: Array,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Float64Array,
+    beta: Float64Array,
+    center: Array,
+    scale: Array,
+    shift: Array,
+) -> None:
+    for c in range(mean.size):
+        center[c], scale[c], shift[c] = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
 
 
 @elementwise
@@ -149,6 +251,7 @@ def _normalize_columns(x: Array, out: Array, center: Array, scale: Array, shift:
 def normalize_chunk(
     x: Array,
     inner: int,
+    tile: int,
     left: int,
     right: int,
     start: int,
@@ -160,28 +263,55 @@ def normalize_chunk(
     out: Array,
 ) -> None:
     """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``, last row first."""
-    first = left * inner
-    last = right * inner
+    first = left * inner * tile
+    last = right * inner * tile
+    values = np.empty((3, right - left), x.dtype)
+    _affine_columns(
+        x,
+        mean[left:right],
+        inv_std[left:right],
+        gamma[left:right],
+        beta[left:right],
+        values[0],
+        values[1],
+        values[2],
+    )
     if inner >= WIDE:
         for c in range(left, right):
-            center1, scale1, shift1 = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
+            i = c * inner
             for n in range(stop - 1, start - 1, -1):
                 normalize_row(
-                    x[n][c * inner : (c + 1) * inner],
-                    out[n][c * inner : (c + 1) * inner],
-                    center1,
-                    scale1,
-                    shift1,
+                    x[n][i : i + inner],
+                    out[n][i : i + inner],
+                    values[0, c - left],
+                    values[1, c - left],
+                    values[2, c - left],
                 )
         return
     coefficients = np.empty((3, last - first), x.dtype)
-    for c in range(left, right):
-        values = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
-        i = (c - left) * inner
-        for j in range(3):
-            coefficients[j, i : i + inner] = values[j]
+    for j in range(3):
+        _spread(values[j], inner, coefficients[j])
     for n in range(stop - 1, start - 1, -1):
         _normalize_columns(x[n][first:last], out[n][first:last], coefficients[0], coefficients[1], coefficients[2])
+
+
+@scalar
+def _gradient_coefficients(
+    x: Array,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Float64Array,
+    sum_dout: Float64Array,
+    sum_dout_xhat: Float64Array,
+    count: float,
+    values: Array,
+) -> None:
+    for c in range(mean.size):
+        center, unit, shift, scale, slope, offset = gradient1(
+            x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
+        )
+        values[0, c], values[1, c], values[2, c] = center, unit, shift
+        values[3, c], values[4, c], values[5, c] = scale, slope, offset
 
 
 @elementwise
@@ -202,9 +332,9 @@ def _gradient_columns(
 
 @scalar
 def gradient_chunk(
-    dout: Array,
-    x: Array,
+    tensors: tuple[Array, Array, Array],
     inner: int,
+    tile: int,
     left: int,
     right: int,
     start: int,
@@ -215,35 +345,42 @@ def gradient_chunk(
     sum_dout: Float64Array,
     sum_dout_xhat: Float64Array,
     count: float,
-    dx: Array,
 ) -> None:
-    """``dx`` for the rows ``start`` to ``stop`` of the channels ``left`` to ``right``, last row first."""
-    first = left * inner
-    last = right * inner
+    """``tensors`` are dout, x and dx: write dx for rows and channels as ``normalize_chunk`` does."""
+    dout, x, dx = tensors
+    first = left * inner * tile
+    last = right * inner * tile
+    values = np.empty((6, right - left), x.dtype)
+    _gradient_coefficients(
+        x,
+        mean[left:right],
+        inv_std[left:right],
+        gamma[left:right],
+        sum_dout[left:right],
+        sum_dout_xhat[left:right],
+        count,
+        values,
+    )
     if inner >= WIDE:
         for c in range(left, right):
-            center, unit, shift, scale, slope, offset = gradient1(
-                x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
-            )
+            i = c * inner
+            k = c - left
             for n in range(stop - 1, start - 1, -1):
                 gradient_row(
-                    dout[n][c * inner : (c + 1) * inner],
-                    x[n][c * inner : (c + 1) * inner],
-                    dx[n][c * inner : (c + 1) * inner],
-                    center,
-                    unit,
-                    shift,
-                    scale,
-                    slope,
-                    offset,
+                    dout[n][i : i + inner],
+                    x[n][i : i + inner],
+                    dx[n][i : i + inner],
+                    values[0, k],
+                    values[1, k],
+                    values[2, k],
+                    values[3, k],
+                    values[4, k],
+                    values[5, k],
                 )
         return
     coefficients = np.empty((6, last - first), x.dtype)
-    for c in range(left, right):
-        i = (c - left) * inner
-        values = gradient1(x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count)
-        for j in range(6):
-            coefficients[j, i : i + inner] = values[j]
+    for j in range(6):
+        _spread(values[j], inner, coefficients[j])
     for n in range(stop - 1, start - 1, -1):
         _gradient_columns(
             dout[n][first:last],

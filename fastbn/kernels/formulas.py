@@ -29,24 +29,34 @@ def pivot1(value: Scalar) -> float:
 
 
 @scalar
-def block_moments1(count: float, pivot: float, total: float, square: float) -> Moments3:
-    """Count, mean and centred sum of squares from ``total = sum(x - pivot)`` and ``square = sum((x - pivot)**2)``."""
-    shift = total / count
-    m2 = square - shift * total
+def block_moments1(count: float, pivot: float, total: float, square: float, origin: float) -> Moments3:
+    """Moments of a block from ``total = sum(x - pivot)`` and ``square = sum((x - pivot)**2)``.
+
+    Moments are a count, the sum of ``x - origin``, and the centred sum of squares. All blocks of a channel share the
+    origin, one of the channel's values, so that their sums add up without rounding where the data allow it.
+    """
+    m2 = square - total / count * total
     if m2 < 0.0:  # rounding; NaN passes
         m2 = 0.0
-    return count, pivot + shift, m2
+    return count, total + count * (pivot - origin), m2
 
 
 @scalar
-def merge_moments1(count_a: float, mean_a: float, m2_a: float, count_b: float, mean_b: float, m2_b: float) -> Moments3:
+def merge_moments1(
+    count_a: float, total_a: float, m2_a: float, count_b: float, total_b: float, m2_b: float
+) -> Moments3:
     """Moments of two disjoint sets together (Chan, Golub and LeVeque 1979, eq. 2.1)."""
     if count_a == 0.0:
-        return count_b, mean_b, m2_b
+        return count_b, total_b, m2_b
     count = count_a + count_b
-    weight = count_b / count
-    delta = mean_b - mean_a
-    return count, mean_a + delta * weight, m2_a + m2_b + delta * delta * count_a * weight
+    delta = total_b / count_b - total_a / count_a
+    return count, total_a + total_b, m2_a + m2_b + delta * delta * (count_a * count_b / count)
+
+
+@scalar
+def mean_var1(origin: float, count: float, total: float, m2: float) -> tuple[float, float]:
+    """Mean and biased variance from moments."""
+    return origin + total / count, m2 / count
 
 
 @scalar

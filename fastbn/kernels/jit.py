@@ -19,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numba
 import numba.np.ufunc.parallel
+import numpy as np
 
 from fastbn.kernels import cache
 
@@ -113,6 +114,8 @@ class Kernel(Generic[P]):
         twin.__qualname__ = name
         twin.__module__ = body.__module__
         twin.__doc__ = body.__doc__
+        if numba.config.DISABLE_JIT:  # compiled code does not warn of NaN and infinity either
+            return np.errstate(all="ignore")(cast(Callable[P, None], twin))
         compiled = numba.njit(parallel=parallel, **_COMMON)(twin)
         cache.attach(compiled)
         return cast(Callable[P, None], compiled)

@@ -60,11 +60,18 @@ def _piece_squares(x: Array, following: Array, pivot: float) -> tuple[float, flo
 
 
 @scalar
+def origin_of(x: Array, c: int) -> float:
+    """What the moments of a channel are about: the pivot of its first value."""
+    return pivot1(x[0, c, 0])
+
+
+@scalar
 def segment_moments(x: Array, c: int, start: int, stop: int) -> Moments3:
-    """Moments of the blocks ``start`` to ``stop`` of channel ``c``."""
+    """Moments of the blocks ``start`` to ``stop`` of channel ``c``, about ``origin_of`` the channel."""
     outer, _, inner = x.shape
     pieces = -(-inner // BLOCK)
     rows = max(1, BLOCK // inner)
+    origin = origin_of(x, c)
     moments = (0.0, 0.0, 0.0)
     for block in range(start, stop):
         k = block % pieces
@@ -79,8 +86,8 @@ def segment_moments(x: Array, c: int, start: int, stop: int) -> Moments3:
             total += piece_total
             square += piece_square
         size = np.float64((last - first) * min(BLOCK, inner - k * BLOCK))
-        count, mean, m2 = block_moments1(size, pivot, total, square)
-        moments = merge_moments1(moments[0], moments[1], moments[2], count, mean, m2)
+        count, about_origin, m2 = block_moments1(size, pivot, total, square, origin)
+        moments = merge_moments1(moments[0], moments[1], moments[2], count, about_origin, m2)
     return moments
 
 

@@ -1,0 +1,45 @@
+"""Timing that a noisy machine cannot spoil much: competitors take turns in one process, and medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+WARM = 0.02
+"""Seconds of a turn that do not count, one call at the least.
+
+Each library has a thread pool of its own, which after its work goes on spinning for up to 10 ms (GNU OpenMP) on the
+cores that the next library wants; and the next one's threads have to wake and its data to come back to the caches.
+"""
+
+COUNT = 0.02
+"""Seconds of a turn that count, one call at the least."""
+
+
+def alternate(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each call, over ``rounds`` turns each."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            _turn(call, WARM)
+            times[name] += _turn(call, COUNT)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Call again and again for so many seconds; the seconds of each call."""
+    times: list[float] = []
+    before = start = time.perf_counter()
+    while before < start + seconds:
+        call()
+        after = time.perf_counter()
+        times.append(after - before)
+        before = after
+    return times
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The mean of ratios."""
+    return statistics.geometric_mean(values)
