@@ -25,7 +25,9 @@ from fastbn.kernels.columns import (
 from fastbn.kernels.formulas import inv_std1
 from fastbn.kernels.jit import kernel, scalar
 
-BLOCK_ROWS = 128  # rows of a chunk that are normalised with one set of spread coefficients
+# Without sums to keep, a task takes SPAN columns and as many rows as repay the spreading of the coefficients.
+SPAN = 2048
+BLOCK_ROWS = 128
 
 
 @scalar
@@ -76,7 +78,7 @@ def normalize(
     rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
-    step = channels_of(inner)
+    step = max(1, SPAN // inner)
     chunks = -(-channels // step)
     x_matrix = _matrix(x)
     out_matrix = _matrix(out)
@@ -185,7 +187,7 @@ def backward_input(
     rows, tile, columns = x.shape
     channels = mean.size
     inner = columns // channels
-    step = channels_of(inner)
+    step = max(1, SPAN // inner)
     chunks = -(-channels // step)
     tensors = (_matrix(dout), _matrix(x), _matrix(dx))
     blocks = max(1, rows // BLOCK_ROWS)
