@@ -45,7 +45,7 @@ import numpy as np, fastbn
 from fastbn.kernels import channels_first, channels_last, jit
 for dtype in (np.float32, np.float64):
     serial = [(4, 3), (4, 3, 5), (4, 3, 300), (16, 3, 5)]
-    parallel = [(100, 20, 30), (16, 64, 20, 20), (4, 3, 9000), (5000, 30)]
+    parallel = [(100, 40, 30), (16, 64, 20, 20), (4, 3, 9000), (5000, 30)]
     for shape in serial + parallel:
         x = np.ones(shape, dtype)
         x.flags.writeable = False
