@@ -11,9 +11,21 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels.coefficients import affine_channels, gradient_channels
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1, mean_var1, merge_moments1
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.rows import BLOCK, blocks_of, gradient_row, normalize_row, origin_of, segment_moments, segment_sums
+from fastbn.kernels.rows import (
+    blocks_of,
+    gradient_row,
+    gradient_rows,
+    normalize_row,
+    normalize_rows,
+    origin_of,
+    pieces_of,
+    rows_at_once,
+    segment_moments,
+    segment_sums,
+)
 
 
 @kernel
@@ -45,19 +57,20 @@ def normalize(
     """Write ``out = (x - mean) * inv_std * gamma + beta``. ``out`` may be ``x``.
 
     Traffic:  reads x once, writes out once.
-    Parallel: over the pieces of rows, each with one writer.
+    Parallel: over rows, or pieces of long ones, each with one writer.
     Numerics: coefficients in float64, elements in x's dtype.
     """
     outer, channels, inner = x.shape
-    pieces = -(-inner // BLOCK)
-    for task in prange(outer * channels * pieces):
-        k = task % pieces
-        c = task // pieces % channels
-        n = task // pieces // channels
-        center, scale, shift = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
-        start = k * BLOCK
-        stop = start + BLOCK
-        normalize_row(x[n, c][start:stop], out[n, c][start:stop], center, scale, shift)
+    rows = outer * channels
+    together = rows_at_once(inner)
+    pieces = pieces_of(inner)
+    coefficients = np.empty((3, channels), x.dtype)
+    affine_channels(x, mean, inv_std, gamma, beta, coefficients)
+    x_rows = x.reshape(rows, inner)
+    out_rows = out.reshape(rows, inner)
+    for task in prange(-(-rows // together) * pieces):
+        first = task // pieces * together
+        normalize_rows(x_rows, out_rows, coefficients, first, min(first + together, rows), task % pieces)
 
 
 @kernel
@@ -133,31 +146,20 @@ def backward_input(
     """Write ``dx`` from finished channel sums. ``dx`` may be ``dout``.
 
     Traffic:  reads dout and x once, writes dx once.
-    Parallel: over the pieces of rows, each with one writer.
+    Parallel: over rows, or pieces of long ones, each with one writer.
     Numerics: coefficients in float64, elements in x's dtype.
     """
     outer, channels, inner = x.shape
-    pieces = -(-inner // BLOCK)
-    for task in prange(outer * channels * pieces):
-        k = task % pieces
-        c = task // pieces % channels
-        n = task // pieces // channels
-        center, unit, shift, scale, slope, offset = gradient1(
-            x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
-        )
-        start = k * BLOCK
-        stop = start + BLOCK
-        gradient_row(
-            dout[n, c][start:stop],
-            x[n, c][start:stop],
-            dx[n, c][start:stop],
-            center,
-            unit,
-            shift,
-            scale,
-            slope,
-            offset,
-        )
+    rows = outer * channels
+    together = rows_at_once(inner)
+    pieces = pieces_of(inner)
+    coefficients = np.empty((6, channels), x.dtype)
+    gradient_channels(x, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count, coefficients)
+    tensors = (dout.reshape(rows, inner), x.reshape(rows, inner), dx.reshape(rows, inner))
+    for task in prange(-(-rows // together) * pieces):
+        first = task // pieces * together
+        last = min(first + together, rows)
+        gradient_rows(tensors[0], tensors[1], tensors[2], coefficients, first, last, task % pieces)
 
 
 @kernel

@@ -11,16 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels.formulas import (
-    affine1,
-    block_moments1,
-    grad_input1,
-    gradient1,
-    mean_var1,
-    merge_moments1,
-    normalize1,
-    pivot1,
-)
+from fastbn.kernels.coefficients import affine_channels, gradient_channels, spread
+from fastbn.kernels.formulas import block_moments1, grad_input1, mean_var1, merge_moments1, normalize1, pivot1
 from fastbn.kernels.jit import elementwise, reduction, scalar
 from fastbn.kernels.prefetch import prefetch
 from fastbn.kernels.rows import gradient_row, normalize_row
@@ -83,18 +75,6 @@ def _sum(values: Float64Array) -> float:
     return total
 
 
-@scalar
-def _spread(values: Array, inner: int, columns: Array) -> None:
-    """Give each column the value of its channel."""
-    channels = values.size
-    if inner == 1:
-        for first in range(0, columns.size, channels):
-            columns[first : first + channels] = values
-        return
-    for c in range(channels):
-        columns[c * inner : (c + 1) * inner] = values[c]
-
-
 @elementwise
 def _add(terms: Float64Array, sums: Float64Array) -> None:
     for i in range(sums.size):
@@ -148,7 +128,7 @@ def chunk_moments(
     pivot, column_total, square = sums[0], sums[1], sums[2]
     channel_pivot = np.empty(right - left)
     pivots(x[start][first:last], inner, channel_pivot)
-    _spread(channel_pivot, inner, pivot)
+    spread(channel_pivot, inner, pivot)
     tail = start + (stop - start) // 4 * 4
     for n in range(start, tail, 4):
         for ahead in range(n + 4, min(n + 8, stop)):
@@ -205,7 +185,7 @@ def chunk_sums(
     last = right * inner * tile
     sums = np.zeros((3, last - first))
     center, total, product = sums[0], sums[1], sums[2]
-    _spread(mean[left:right], inner, center)
+    spread(mean[left:right], inner, center)
     tail = start + (stop - start) // 2 * 2
     for n in range(start, tail, 2):
         for ahead in range(n + 2, min(n + 4, stop)):
@@ -224,21 +204,6 @@ def chunk_sums(
         _add_products1(dout[n][first:last], x[n][first:last], center, total, product)
     _gather(total, inner, sum_dout[left:right])
     _gather(product, inner, sum_product[left:right])
-
-
-@scalar
-def _affine_columns(
-    x: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    beta: Float64Array,
-    center: Array,
-    scale: Array,
-    shift: Array,
-) -> None:
-    for c in range(mean.size):
-        center[c], scale[c], shift[c] = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
 
 
 @elementwise
@@ -266,16 +231,8 @@ def normalize_chunk(
     first = left * inner * tile
     last = right * inner * tile
     values = np.empty((3, right - left), x.dtype)
-    _affine_columns(
-        x,
-        mean[left:right],
-        inv_std[left:right],
-        gamma[left:right],
-        beta[left:right],
-        values[0],
-        values[1],
-        values[2],
-    )
+    part = slice(left, right)
+    affine_channels(x, mean[part], inv_std[part], gamma[part], beta[part], values)
     if inner >= WIDE:
         for c in range(left, right):
             i = c * inner
@@ -290,28 +247,9 @@ def normalize_chunk(
         return
     coefficients = np.empty((3, last - first), x.dtype)
     for j in range(3):
-        _spread(values[j], inner, coefficients[j])
+        spread(values[j], inner, coefficients[j])
     for n in range(stop - 1, start - 1, -1):
         _normalize_columns(x[n][first:last], out[n][first:last], coefficients[0], coefficients[1], coefficients[2])
-
-
-@scalar
-def _gradient_coefficients(
-    x: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    sum_dout: Float64Array,
-    sum_dout_xhat: Float64Array,
-    count: float,
-    values: Array,
-) -> None:
-    for c in range(mean.size):
-        center, unit, shift, scale, slope, offset = gradient1(
-            x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
-        )
-        values[0, c], values[1, c], values[2, c] = center, unit, shift
-        values[3, c], values[4, c], values[5, c] = scale, slope, offset
 
 
 @elementwise
@@ -351,16 +289,8 @@ def gradient_chunk(
     first = left * inner * tile
     last = right * inner * tile
     values = np.empty((6, right - left), x.dtype)
-    _gradient_coefficients(
-        x,
-        mean[left:right],
-        inv_std[left:right],
-        gamma[left:right],
-        sum_dout[left:right],
-        sum_dout_xhat[left:right],
-        count,
-        values,
-    )
+    part = slice(left, right)
+    gradient_channels(x, mean[part], inv_std[part], gamma[part], sum_dout[part], sum_dout_xhat[part], count, values)
     if inner >= WIDE:
         for c in range(left, right):
             i = c * inner
@@ -380,7 +310,7 @@ def gradient_chunk(
         return
     coefficients = np.empty((6, last - first), x.dtype)
     for j in range(6):
-        _spread(values[j], inner, coefficients[j])
+        spread(values[j], inner, coefficients[j])
     for n in range(stop - 1, start - 1, -1):
         _gradient_columns(
             dout[n][first:last],

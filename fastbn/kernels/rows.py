@@ -18,10 +18,21 @@ STRIP = 256  # values between two bursts of prefetches; 512 and 1,024 read 10% t
 
 
 @scalar
+def rows_at_once(inner: int) -> int:
+    """Rows of a block, or of a task of the second pass: about ``BLOCK`` values."""
+    return max(1, BLOCK // inner)
+
+
+@scalar
+def pieces_of(inner: int) -> int:
+    """Pieces of a row, of ``BLOCK`` values but for the last."""
+    return -(-inner // BLOCK)
+
+
+@scalar
 def blocks_of(outer: int, inner: int) -> int:
     """Blocks of one channel: pieces of a row where rows are long, groups of rows where they are short."""
-    rows = max(1, BLOCK // inner)
-    return -(-outer // rows) * -(-inner // BLOCK)
+    return -(-outer // rows_at_once(inner)) * pieces_of(inner)
 
 
 @scalar
@@ -69,8 +80,8 @@ def origin_of(x: Array, c: int) -> float:
 def segment_moments(x: Array, c: int, start: int, stop: int) -> Moments3:
     """Moments of the blocks ``start`` to ``stop`` of channel ``c``, about ``origin_of`` the channel."""
     outer, _, inner = x.shape
-    pieces = -(-inner // BLOCK)
-    rows = max(1, BLOCK // inner)
+    pieces = pieces_of(inner)
+    rows = rows_at_once(inner)
     origin = origin_of(x, c)
     moments = (0.0, 0.0, 0.0)
     for block in range(start, stop):
@@ -106,8 +117,8 @@ def _strip_products(dout: Array, x: Array, mean: float) -> tuple[float, float]:
 def segment_sums(dout: Array, x: Array, c: int, mean: float, start: int, stop: int) -> tuple[float, float]:
     """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop`` of channel ``c``."""
     outer, _, inner = x.shape
-    pieces = -(-inner // BLOCK)
-    rows = max(1, BLOCK // inner)
+    pieces = pieces_of(inner)
+    rows = rows_at_once(inner)
     total = 0.0
     product = 0.0
     for block in range(start, stop):
@@ -149,3 +160,43 @@ def gradient_row(
     """One contiguous run of values with one set of coefficients (see ``gradient1``)."""
     for i in range(x.size):
         dx[i] = grad_input1(dout[i], x[i], center, unit, shift, scale, slope, offset)
+
+
+@scalar
+def normalize_rows(x: Array, out: Array, coefficients: Array, first: int, last: int, k: int) -> None:
+    """Piece ``k`` of the rows ``first`` to ``last`` of a (outer * C, inner) matrix, with ``affine_channels``."""
+    channels = coefficients.shape[1]
+    start = k * BLOCK
+    stop = start + BLOCK
+    c = first % channels
+    for row in range(first, last):
+        normalize_row(
+            x[row][start:stop], out[row][start:stop], coefficients[0, c], coefficients[1, c], coefficients[2, c]
+        )
+        c += 1
+        if c == channels:
+            c = 0
+
+
+@scalar
+def gradient_rows(dout: Array, x: Array, dx: Array, coefficients: Array, first: int, last: int, k: int) -> None:
+    """The same for the gradient, with ``gradient_channels``."""
+    channels = coefficients.shape[1]
+    start = k * BLOCK
+    stop = start + BLOCK
+    c = first % channels
+    for row in range(first, last):
+        gradient_row(
+            dout[row][start:stop],
+            x[row][start:stop],
+            dx[row][start:stop],
+            coefficients[0, c],
+            coefficients[1, c],
+            coefficients[2, c],
+            coefficients[3, c],
+            coefficients[4, c],
+            coefficients[5, c],
+        )
+        c += 1
+        if c == channels:
+            c = 0
