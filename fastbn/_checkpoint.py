@@ -6,10 +6,11 @@ or compressed, so no file can run code or grow when it is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 def write(path: str | os.PathLike[str], config: Mapping[str, Any], state: Mapping[str, Array]) -> None:
     """Write a temporary file beside ``path``, then rename it: a reader finds the old file or the new one."""
     path = Path(path)
-    encoded = np.frombuffer(json.dumps(config).encode(), np.uint8)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    encoded = np.frombuffer(json.dumps(config, default=float).encode(), np.uint8)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Not tempfile, whose files only their owner may read: this one is to have the rights of any new file.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             arrays: dict[str, Any] = {_CONFIG: encoded, **state}
@@ -41,7 +43,8 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], state: Mappin
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 

@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 def inv_std_of(var: Array, eps: float) -> Float64Array:
     """``1 / sqrt(var + eps)`` in float64."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         inv_std: Float64Array = 1.0 / np.sqrt(var.astype(np.float64) + eps)
     return inv_std
 
@@ -56,16 +56,18 @@ def normalize(
     gamma: Array | None,
     beta: Array | None,
     out: Array | None,
+    *,
+    like: Array | None = None,
 ) -> Array:
-    """``(x - mean) * inv_std * gamma + beta``."""
-    layout = layout_of(x, axis)
+    """``(x - mean) * inv_std * gamma + beta``; a new tensor lies in memory as ``like`` does, or ``x``."""
+    layout = layout_of(x if like is None else like, axis)
     result = layout.empty(x.shape, x.dtype) if out is None else out
     if not x.size:
         return result
     how = plan(*layout.shape)
-    scale, shift = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
+    gamma64, beta64 = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
     with layout.target(result) as target:
-        _normalize(how, layout.load(x), mean, inv_std, scale, shift, target)
+        _normalize(how, layout.load(x), mean, inv_std, gamma64, beta64, target)
     return result
 
 
@@ -79,17 +81,17 @@ def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | 
         return Normalized(result, mean, var, inv_std_of(var, eps))
     how = plan(*layout.shape)
     source = layout.load(x)
-    scale, shift = _float64(gamma, channels, 1.0), _float64(beta, channels, 0.0)
+    gamma64, beta64 = _float64(gamma, channels, 1.0), _float64(beta, channels, 0.0)
     with layout.target(result) as target:
         if how.fused:
             mean, var = np.empty((2, channels))
             tensors = source.reshape(how.shape), target.reshape(how.shape)
-            how.kernels.forward(how.parallel, tensors[0], eps, scale, shift, tensors[1], mean, var)
+            how.kernels.forward(how.parallel, tensors[0], eps, gamma64, beta64, tensors[1], mean, var)
             inv_std = inv_std_of(var, eps)
         else:
             mean, var = _batch_stats(how, source, channels)
             inv_std = inv_std_of(var, eps)
-            _normalize(how, source, mean, inv_std, scale, shift, target)
+            _normalize(how, source, mean, inv_std, gamma64, beta64, target)
     return Normalized(result, mean, var, inv_std)
 
 
@@ -119,9 +121,9 @@ def backward_input(
     if not x.size:
         return result
     how = plan(*layout.shape)
-    scale = _float64(gamma, mean.size, 1.0)
+    gamma64 = _float64(gamma, mean.size, 1.0)
     with layout.target(result) as target:
-        _backward_input(how, layout.load(dout), layout.load(x), mean, inv_std, scale, sums, count, target)
+        _backward_input(how, layout.load(dout), layout.load(x), mean, inv_std, gamma64, sums, count, target)
     return result
 
 
@@ -142,15 +144,15 @@ def backward(
         return result, sums
     how = plan(*layout.shape)
     dout_source, x_source = layout.load(dout), layout.load(x)
-    scale = _float64(gamma, mean.size, 1.0)
+    gamma64 = _float64(gamma, mean.size, 1.0)
     with layout.target(result) as target:
         if how.fused:
             tensors = dout_source.reshape(how.shape), x_source.reshape(how.shape)
-            how.kernels.backward(how.parallel, *tensors, mean, inv_std, scale, *sums, target.reshape(how.shape))
+            how.kernels.backward(how.parallel, *tensors, mean, inv_std, gamma64, *sums, target.reshape(how.shape))
         else:
             sums = _backward_sums(how, dout_source, x_source, mean, inv_std)
             count = float(how.count)
-            _backward_input(how, dout_source, x_source, mean, inv_std, scale, sums, count, target)
+            _backward_input(how, dout_source, x_source, mean, inv_std, gamma64, sums, count, target)
     return result, sums
 
 

@@ -46,7 +46,7 @@ class Layout:
     def target(self, out: Array) -> Iterator[Array]:
         """``out`` in memory order, to be written; where ``holds`` says no, a buffer that is copied to it at the end."""
         buffer = out if self.holds(out) else self.empty(out.shape, out.dtype)
-        yield self._memory_order(buffer)
+        yield self._memory_order(np.asarray(buffer))  # not a memory map, which is another type to Numba
         if buffer is not out:
             np.copyto(out, buffer)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,17 +32,15 @@ def running_update(
     dtype of the running arrays.
     """
     var = var * (count / (count - correction))
-    return [
-        (running, ((1.0 - momentum) * running.astype(np.float64) + momentum * batch).astype(running.dtype))
-        for running, batch in ((running_mean, mean), (running_var, var))
-    ]
+    with np.errstate(all="ignore"):  # NaN and infinity pass in silence, as they do in the kernels
+        return [
+            (running, ((1.0 - momentum) * running.astype(np.float64) + momentum * batch).astype(running.dtype))
+            for running, batch in ((running_mean, mean), (running_var, var))
+        ]
 
 
 def assign_together(assignments: Sequence[Assignment]) -> None:
-    """Write all values, or on any exception, a signal's ``KeyboardInterrupt`` included, leave all as they were.
-
-    Everything that can fail (conversion, memory) has been done by the caller or is done before the first write.
-    """
+    """Write all values, or on any exception, a signal's ``KeyboardInterrupt`` included, leave all as they were."""
     targets = [target for target, _ in assignments]
     before = [target.copy() for target in targets]
     try:
@@ -51,5 +51,10 @@ def assign_together(assignments: Sequence[Assignment]) -> None:
 
 
 def _copy_each(targets: Sequence[Array], values: Sequence[Any]) -> None:
-    """Copy without giving Python a chance to run a signal handler in between: the loop itself runs in C."""
-    deque(map(np.copyto, targets, values), maxlen=0)
+    """``target[...] = values`` for each, with no chance for a signal handler in between.
+
+    Python runs handlers between bytecodes, and there are none here: loop and assignment are C. ``np.copyto`` would not
+    do, as it begins in Python.
+    """
+    assign: Any = operator.setitem  # its overloads know no arrays
+    deque(map(assign, targets, repeat(...), values), maxlen=0)

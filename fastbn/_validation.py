@@ -7,9 +7,11 @@ Nothing here writes to an array.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
+import reprlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -24,12 +26,14 @@ _HALVES = ("float16", "bfloat16")
 def _describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def _array(name: str, value: Any) -> Array:
     """``value`` as a plain array of native float32 or float64, of any shape."""
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, np.ma.MaskedArray) or (
+        isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value)
+    ):
         raise TypeError(f"{name}: expected a plain array, got a masked array, whose mask would be ignored")
     if isinstance(value, np.ndarray):
         if type(value) not in (np.ndarray, np.memmap):
@@ -38,8 +42,10 @@ def _array(name: str, value: Any) -> Array:
     else:
         try:
             array = np.asarray(value)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+        except Exception as error:  # other libraries' objects raise what they like
+            raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
     _require_float(name, array.dtype)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
@@ -105,11 +111,12 @@ def out_like(name: str, value: Any, x: Array, /, *, may_be: Array | None = None,
     if may_be is not None and not _same_memory(out, may_be) and _share_memory(out, may_be):
         raise ValueError(f"{name}: expected the input itself or memory of its own, got an overlap with the input")
     distinct({name: out}, **others)
-    return out
+    return cast(Array, value)  # the caller's own object, a memory map, say
 
 
 def _same_memory(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape
+    strides = [[s for s, n in zip(x.strides, x.shape, strict=True) if n > 1] for x in (a, b)]
+    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and strides[0] == strides[1]
 
 
 def _share_memory(a: Array, b: Array) -> bool:
@@ -133,17 +140,17 @@ def distinct(written: Mapping[str, Array | None], /, **others: Any) -> None:
 
 def integer(name: str, value: Any) -> int:
     """A whole number."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {_describe(value)}") from None
+    if not isinstance(value, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected an integer, got {_describe(value)}")
 
 
 def size(name: str, value: Any) -> int:
     """A whole number that is not negative."""
     result = integer(name, value)
-    if not 0 <= result < 2**63:
-        raise ValueError(f"{name}: expected an integer not below 0, got {result}")
+    if not 0 <= result < 2**62:
+        raise ValueError(f"{name}: expected an integer not below 0 and below 2**62, got {result}")
     return result
 
 
@@ -153,6 +160,15 @@ def channel_axis(axis: Any, ndim: int) -> int:
     if not -ndim <= index < ndim:
         raise ValueError(f"axis: expected {-ndim} to {ndim - 1} for {ndim} dimensions, got {index}")
     return index % ndim
+
+
+def dimensions(name: str, value: Any) -> tuple[int, ...] | None:
+    """Some numbers of dimensions, or ``None`` for all."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name}: expected a tuple of integers or None, got {_describe(value)}")
+    return tuple(size(name, ndim) for ndim in value)
 
 
 def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> Array:
@@ -203,7 +219,7 @@ def both_or_neither(**given: Any) -> bool:
 
 def variance(name: str, var: Array, eps: float) -> None:
     """No variance below ``-eps``. NaN passes: it stays in its channel."""
-    if (var < -eps).any():
+    if (var.astype(np.float64) < -eps).any():
         raise ValueError(f"{name}: expected no value below -eps = {-eps}, got {var.min()}")
 
 
@@ -219,7 +235,10 @@ def finite(name: str, mean: Array) -> None:
 def number(name: str, value: Any) -> float:
     """A real number."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name}: expected a number in float64's range, got {_describe(value)}") from None
     raise TypeError(f"{name}: expected a number, got {_describe(value)}")
 
 
@@ -304,7 +323,7 @@ def instance(name: str, value: Any, kind: type) -> None:
 
 
 def trainable(x: Array, axis: int, correction: float) -> None:
-    """Enough values a channel for batch statistics, unless ``x`` is empty."""
+    """Enough values a channel for batch statistics with this correction, unless ``x`` is empty."""
     values = x.size // max(x.shape[axis], 1)
     if x.size and values == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")

@@ -5,7 +5,6 @@ Every function goes validate -> layout -> plan -> kernel -> return; nothing is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Cache:
     """What ``backward`` needs of a ``forward``. References ``x`` and ``gamma``; copies nothing of tensor size.
 
@@ -97,8 +96,8 @@ def forward(
     correction : float
         1: ``running_var`` follows the unbiased variance (PyTorch, the paper). 0: the biased one (Keras, ONNX).
     out : array, optional
-        Where to write the result: shape and dtype of ``x``. It may be ``x`` only with ``training=False``, and then
-        spoils the cache for ``backward``.
+        Where to write the result: shape and dtype of ``x``; filled through a copy if it does not lie in memory as
+        ``x`` does. It may be ``x`` only with ``training=False``, and then spoils the cache for ``backward``.
 
     Returns
     -------
@@ -123,7 +122,7 @@ def forward(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1; algorithm 2 for ``training=False``.
     """
-    return run(
+    result, update = prepare(
         x,
         gamma,
         beta,
@@ -136,6 +135,8 @@ def forward(
         correction=correction,
         out=out,
     )
+    _state.assign_together(update)
+    return result
 
 
 def inference(
@@ -241,13 +242,14 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
     else:
         sums = _engine.backward_sums(dout, x, axis, cache.mean, cache.inv_std)
         zeros = np.zeros_like(cache.mean)
-        dx = _engine.normalize(dout, axis, zeros, cache.inv_std, cache.gamma, zeros, out)
-    dgamma = None if cache.gamma is None else sums.sum_dout_xhat.astype(cache.gamma.dtype)
-    dbeta = None if cache.beta_dtype is None else sums.sum_dout.astype(cache.beta_dtype)
+        dx = _engine.normalize(dout, axis, zeros, cache.inv_std, cache.gamma, zeros, out, like=x)
+    with np.errstate(over="ignore"):
+        dgamma = None if cache.gamma is None else sums.sum_dout_xhat.astype(cache.gamma.dtype)
+        dbeta = None if cache.beta_dtype is None else sums.sum_dout.astype(cache.beta_dtype)
     return Gradients(dx, dgamma, dbeta)
 
 
-def run(
+def prepare(
     x: Any,
     gamma: Any,
     beta: Any,
@@ -260,9 +262,8 @@ def run(
     axis: Any,
     correction: Any,
     out: Any,
-    also: Sequence[_state.Assignment] = (),
-) -> ForwardResult:
-    """``forward``; ``also`` is assigned together with the running arrays, where these are updated."""
+) -> tuple[ForwardResult, list[_state.Assignment]]:
+    """``forward``, but for the update of the running arrays, which it returns to be made by the caller."""
     training = check.flag("training", training)
     momentum = check.momentum(momentum)
     correction = check.correction(correction)
@@ -286,35 +287,21 @@ def run(
         check.variance("running_var", running_var, eps)
     others = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     if training:
-        check.trainable(x, axis, correction)
+        check.trainable(x, axis, correction if tracked else 0.0)
         out = check.out_like("out", out, x, x=x, **others)
     else:
         out = check.out_like("out", out, x, may_be=x, **others)
 
     if not training:
-        return frozen(x, axis, running_mean, running_var, gamma, beta, eps, out)
-    result, var = train(x, axis, gamma, beta, eps, out)
-    if running_mean is not None and running_var is not None and x.size:
-        update = _state.running_update(
-            running_mean,
-            running_var,
-            result.cache.mean,
-            var,
-            count=x.size // channels,
-            momentum=momentum,
-            correction=correction,
-        )
-        _state.assign_together([*update, *also])
-    return result
-
-
-def train(
-    x: Array, axis: int, gamma: Array | None, beta: Array | None, eps: float, out: Array | None
-) -> tuple[ForwardResult, Float64Array]:
-    """Forward with the batch's statistics on validated arguments, without running arrays; also the biased variance."""
+        return frozen(x, axis, running_mean, running_var, gamma, beta, eps, out), []
     result, mean, var, inv_std = _engine.forward(x, axis, eps, gamma, beta, out)
     beta_dtype = None if beta is None else beta.dtype
-    return ForwardResult(result, Cache(x, gamma, mean, inv_std, axis, True, beta_dtype)), var
+    forwarded = ForwardResult(result, Cache(x, gamma, mean, inv_std, axis, True, beta_dtype))
+    if not tracked or not x.size:
+        return forwarded, []
+    count = x.size // channels
+    batch = {"count": count, "momentum": momentum, "correction": correction}
+    return forwarded, _state.running_update(running_mean, running_var, mean, var, **batch)
 
 
 def frozen(

@@ -27,7 +27,8 @@ class BatchNorm:
         running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - correction)
 
     In evaluation mode it normalises with the running statistics. After any exception, ``KeyboardInterrupt`` included,
-    the running arrays and the counter are as they were before the call.
+    the running arrays and the counter are as they were before the call; only a signal that comes when the call has
+    ended, and before its caller goes on, finds it done.
 
     Parameters
     ----------
@@ -101,10 +102,10 @@ class BatchNorm:
         self.dtype = check.float_dtype("dtype", dtype)
         self.nan_policy = check.choice("nan_policy", nan_policy, ("propagate", "raise"))
         self.training = True
-        self.gamma = np.ones(num_features, self.dtype) if affine else None
-        self.beta = np.zeros(num_features, self.dtype) if affine else None
-        self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, self.dtype) if track_running_stats else None
+        self.gamma = np.ones(self.num_features, self.dtype) if self.affine else None
+        self.beta = np.zeros(self.num_features, self.dtype) if self.affine else None
+        self.running_mean = np.zeros(self.num_features, self.dtype) if self.track_running_stats else None
+        self.running_var = np.ones(self.num_features, self.dtype) if self.track_running_stats else None
         self.dgamma = None
         self.dbeta = None
         # An array, so that it can be assigned together with the running arrays.
@@ -120,6 +121,14 @@ class BatchNorm:
     def num_batches_tracked(self) -> int | None:
         """Batches that entered the running statistics."""
         return int(self._num_batches_tracked) if self.track_running_stats else None
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, value: int) -> None:
+        self._num_batches_tracked[...] = check.size("num_batches_tracked", value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what ``backward`` needs: copies and pickles carry no tensors."""
+        return {**self.__dict__, "_cache": None}
 
     def train(self: Layer, mode: bool = True) -> Layer:
         """Set training mode (or evaluation mode, with ``False``); returns the layer."""
@@ -160,8 +169,8 @@ class BatchNorm:
             check.finite("x", moments(x, axis=self.axis).mean)
         counter = self._num_batches_tracked
         momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
-        updating = self.training and self.track_running_stats
-        result = functional.run(
+        tracking = self.training and self.track_running_stats
+        result, update = functional.prepare(
             x,
             self.gamma,
             self.beta,
@@ -173,10 +182,13 @@ class BatchNorm:
             axis=self.axis,
             correction=self.correction,
             out=out,
-            also=[(counter, counter + 1)] if updating else [],
         )
+        if update and tracking:
+            update.append((counter, counter + 1))
         self._cache = result.cache
-        return result.out
+        normalized = result.out
+        _state.assign_together(update)  # last: what comes after it could be interrupted
+        return normalized
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
         """Gradient with respect to the input of the last ``forward``; sets ``dgamma`` and ``dbeta``.
@@ -206,12 +218,18 @@ class BatchNorm:
         return dx
 
     def _state(self) -> dict[str, Array]:
-        """The layer's own arrays, under PyTorch's names."""
-        state = {"weight": self.gamma, "bias": self.beta}
+        """The layer's own arrays, under PyTorch's names; checked, as they may have been replaced."""
+        attributes: dict[str, str] = {}
+        if self.affine:
+            attributes |= {"weight": "gamma", "bias": "beta"}
         if self.track_running_stats:
-            state |= {"running_mean": self.running_mean, "running_var": self.running_var}
+            attributes |= {"running_mean": "running_mean", "running_var": "running_var"}
+        state: dict[str, Array] = {}
+        for name, attribute in attributes.items():
+            state[name] = check.running(attribute, getattr(self, attribute), self.num_features)
+        if self.track_running_stats:
             state["num_batches_tracked"] = self._num_batches_tracked
-        return {name: array for name, array in state.items() if array is not None}
+        return state
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and running statistics under PyTorch's names.
@@ -240,15 +258,24 @@ class BatchNorm:
                 continue
             values = check.parameter(f"state[{name!r}]", state[name], self.num_features)
             check.castable(f"state[{name!r}]", values.dtype, target.dtype)
+            if name == "running_var":
+                check.variance(f"state[{name!r}]", values, self.eps)
             assignments.append((target, values.astype(target.dtype)))
         _state.assign_together(assignments)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to an ``.npz`` file, which appears whole or not at all. Never a pickle."""
+        """Write the layer to an ``.npz`` file, which appears whole or not at all. Never a pickle.
+
+        Raises ``ValueError`` and ``TypeError`` where arrays of the layer were replaced by others that do not fit.
+        """
         names = ("num_features", "axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
         options = {name: getattr(self, name) for name in names}
         config = {"format": 1, "class": type(self).__name__, "options": {**options, "dtype": self.dtype.name}}
-        _checkpoint.write(path, config, self._state())
+        state = self._state()
+        for name, array in state.items():
+            if name != "num_batches_tracked":
+                check.castable(name, array.dtype, self.dtype)
+        _checkpoint.write(path, config, state)
 
     @classmethod
     def load(cls: type[Layer], path: str | os.PathLike[str]) -> Layer:
@@ -349,7 +376,7 @@ class FrozenBatchNorm:
         gamma = check.optional_parameter("gamma", gamma, channels)
         beta = check.optional_parameter("beta", beta, channels)
         self.axis = check.integer("axis", axis)
-        self.ndims = ndims
+        self.ndims = check.dimensions("ndims", ndims)
         self.num_features = channels
         self._coefficients = (
             mean.astype(np.float64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,21 @@ class Moments:
     """Count, mean and biased variance of each channel of some data.
 
     ``count`` is the number of values per channel, ``mean`` and ``var`` are (C,) float64. Moments of parts of the data
-    merge into those of the whole, so a batch may be spread over processes, or a data set over time.
+    merge into those of the whole, so a batch may be spread over processes, or a data set over time. Made by
+    ``fastbn.moments``, or from such numbers; ``ValueError`` and ``TypeError`` if they do not fit together.
     """
 
     count: int
     mean: Float64Array
     var: Float64Array
+
+    def __post_init__(self) -> None:
+        """Validate what other processes sent."""
+        mean = check.vector("mean", self.mean).astype(np.float64)
+        var = check.parameter("var", self.var, mean.size).astype(np.float64)
+        check.variance("var", var, 0.0)
+        for name, value in (("count", check.size("count", self.count)), ("mean", mean), ("var", var)):
+            object.__setattr__(self, name, value)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of data together, up to rounding in float64.
@@ -77,7 +87,7 @@ def moments(x: ArrayLike, *, axis: int = 1) -> Moments:
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
     mean, var = _engine.batch_stats(x, axis)
-    return Moments(x.size // max(mean.size, 1), mean, var)
+    return Moments(x.size // mean.size if mean.size else math.prod(x.shape[:axis] + x.shape[axis + 1 :]), mean, var)
 
 
 def normalize(

@@ -227,6 +227,13 @@ def test_layouts_agree(rng, dtype):
         assert ulps(a, b, dtype) < ULPS[dtype]["dx"] * (1 if dtype == np.float32 else 50)  # float64: of a mean of 50
 
 
+def test_frozen_gradients_lie_in_memory_as_x_does(rng):
+    x, dout = channels_last(tensor(rng, (4, 7, 6, 5))), tensor(rng, (4, 7, 6, 5))
+    for training in (True, False):
+        _, cache = fastbn.forward(x, None, None, np.zeros(7), np.ones(7), training=training)
+        assert fastbn.backward(dout, cache).dx.strides == x.strides
+
+
 def test_arguments_in_several_layouts_at_once(rng):
     """x, dout and out need not lie in memory alike."""
     x, dout = tensor(rng, (4, 7, 6, 5)), tensor(rng, (4, 7, 6, 5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -108,14 +109,27 @@ assert numba.config.DISABLE_JIT or numba.threading_layer() == "workqueue"
     subprocess.run([sys.executable, "-c", code], env=environment, timeout=300, check=True)
 
 
+USES = {
+    "a launch": "fastbn.forward(x)",
+    "the number of threads": "numba.get_num_threads()",
+    "the threading layer": "jit.threading_layer()",
+    "serial twins only": "numba.set_num_threads(1); fastbn.forward(x); numba.set_num_threads(2)",
+    "nothing": "pass",
+}
+
+
+@pytest.mark.large
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_forked_children_go_on_working(rng):
-    """After a parallel launch, a child uses the serial twins: GNU OpenMP would kill it."""
-    code = """
-import os, numpy as np, fastbn
+@pytest.mark.parametrize("use", USES)
+def test_forked_children_go_on_working(use):
+    """Whatever started the thread pool, a child uses the serial twins: GNU OpenMP would kill it."""
+    code = f"""
+import os, numpy as np, fastbn, numba
+from fastbn.kernels import jit
 x = np.random.default_rng(0).standard_normal((64, 64, 9, 9)).astype(np.float32)
-expected = fastbn.forward(x).out
+{USES[use]}
 child = os.fork()
+expected = fastbn.forward(x).out
 if child == 0:
     grandchild = os.fork()
     good = bool((fastbn.forward(x).out == expected).all())
@@ -126,6 +140,39 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert (fastbn.forward(x).out == expected).all()
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=300, check=True)
+
+
+@pytest.mark.large
+def test_a_missing_threading_layer_costs_speed_only():
+    code = """
+import numpy as np, fastbn
+x = np.random.default_rng(0).standard_normal((64, 64, 9, 9)).astype(np.float32)
+assert abs(fastbn.forward(x).out.mean()) < 1e-6
+assert abs(fastbn.forward(x).out.mean()) < 1e-6
+"""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": "no_such_layer", "NUMBA_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("RuntimeWarning: fastbn runs on one thread") == 1
+
+
+@pytest.mark.large
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_signal_handlers_may_call_fastbn():
+    """Even while a launch is serialised."""
+    code = """
+import signal, numpy as np, fastbn
+x = np.random.default_rng(0).standard_normal((64, 64, 9, 9)).astype(np.float32)
+fastbn.forward(x)
+calls = []
+signal.signal(signal.SIGALRM, lambda *_: calls.append(fastbn.forward(x)))
+signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+while len(calls) < 50:
+    fastbn.forward(x)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=True)
 
 
 def test_the_thread_count_of_the_caller_is_respected(rng, one_thread):

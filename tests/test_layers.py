@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -192,6 +193,9 @@ def test_nan_policy(rng, bad):
     ("options", "error", "message"),
     [
         ({"num_features": -1}, ValueError, "num_features: expected an integer not below 0"),
+        ({"num_features": 2**63}, ValueError, r"num_features: .* below 2\*\*62"),
+        ({"num_features": True}, TypeError, "num_features: expected an integer, got bool True"),
+        ({"eps": 10**400}, ValueError, "eps: expected a number in float64's range"),
         ({"num_features": 3.0}, TypeError, "num_features: expected an integer"),
         ({"axis": "1"}, TypeError, "axis: expected an integer"),
         ({"eps": 0.0}, ValueError, "eps: expected a finite number above 0"),
@@ -243,6 +247,11 @@ def test_load_state_dict(rng):
         (lambda s: s.update(running_var=np.ones(4)), ValueError, r"state\['running_var'\]: expected shape"),
         (lambda s: s.update(running_var=np.ones((3, 1))), ValueError, r"state\['running_var'\]: expected shape"),
         (lambda s: s.update(running_var=[1, 2, 3]), TypeError, r"state\['running_var'\]: expected dtype"),
+        (
+            lambda s: s.update(running_var=-np.ones(3, np.float32)),
+            ValueError,
+            r"state\['running_var'\]: expected no value",
+        ),
         (lambda s: s.update(num_batches_tracked=-1), ValueError, r"state\['num_batches_tracked'\]"),
         (lambda s: s.update(num_batches_tracked=1.5), TypeError, r"state\['num_batches_tracked'\]"),
     ],
@@ -258,6 +267,46 @@ def test_refused_states_change_nothing(rng, change, error, message):
     assert state_of(layer) == before
     with pytest.raises(TypeError, match="state: expected a mapping, got list"):
         layer.load_state_dict([])
+
+
+def test_counter_can_be_set(rng):
+    layer = fastbn.BatchNorm1d(3, momentum=None)
+    layer(tensor(rng, (6, 3)))
+    layer.num_batches_tracked = 0
+    x = tensor(rng, (6, 3))
+    layer(x)
+    np.testing.assert_allclose(layer.running_mean, x.mean(0), rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="num_batches_tracked: expected an integer not below 0"):
+        layer.num_batches_tracked = -1
+    assert layer.num_batches_tracked == 1
+
+
+def test_copies_carry_no_tensors(rng):
+    layer = fastbn.BatchNorm1d(3)
+    layer(tensor(rng, (60_000, 3)))
+    assert len(pickle.dumps(layer)) < 10_000
+    with pytest.raises(RuntimeError, match="backward: expected a call of forward"):
+        copy.deepcopy(layer).backward(np.ones((6, 3), np.float32))
+
+
+def test_replaced_arrays_that_do_not_fit_are_not_saved(tmp_path):
+    layer = fastbn.BatchNorm1d(3)
+    for attribute, value, error in (
+        ("gamma", [1.0, 2.0, 3.0], TypeError),
+        ("gamma", np.ones(3), TypeError),
+        ("beta", None, TypeError),
+        ("running_var", np.ones(4, np.float32), ValueError),
+    ):
+        broken = copy.deepcopy(layer)
+        setattr(broken, attribute, value)
+        with pytest.raises(error, match=r"gamma|weight|beta|running_var"):
+            broken.save(tmp_path / "layer.npz")
+        assert not list(tmp_path.iterdir())
+
+
+def test_frozen_layers_check_their_ndims():
+    with pytest.raises(TypeError, match="ndims: expected a tuple"):
+        fastbn.FrozenBatchNorm(np.zeros(3), np.ones(3), ndims=4)
 
 
 def test_freeze(rng):
@@ -330,6 +379,8 @@ def test_state_changes_together_or_not_at_all(rng, monkeypatch, error, place):
     def fail(*args, **kwargs):
         raise error
 
+    dout = np.ones_like(x)
+    dx = layer.backward(dout)
     if place == "engine":
         monkeypatch.setattr(functional._engine, "forward", fail)
     elif place == "update":
@@ -345,8 +396,50 @@ def test_state_changes_together_or_not_at_all(rng, monkeypatch, error, place):
 
         monkeypatch.setattr(_state, "_copy_each", copy_some)
     with pytest.raises(error):
-        layer(x)
+        layer(x + 1)
     assert state_of(layer) == before
+    assert place == "assignment" or same_bits(layer.backward(dout), dx)
+
+
+def test_every_line_of_a_call_can_be_interrupted(rng):
+    """KeyboardInterrupt before each line of fastbn that a call runs: the layer is as before, or the call is over."""
+    layer, x = fastbn.BatchNorm1d(3), tensor(rng, (6, 3))
+    layer(x)
+    interrupted = 0
+    while True:
+        before, remaining = state_of(layer), interrupted
+
+        def trace(frame, event, arg):
+            nonlocal remaining
+            if "fastbn" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
+                return None
+            if event == "line":
+                if remaining == 0:
+                    remaining = -1
+                    raise KeyboardInterrupt
+                remaining -= 1
+            return trace
+
+        previous = sys.gettrace()
+        try:
+            sys.settrace(trace)
+            layer(x)
+        except KeyboardInterrupt:
+            sys.settrace(previous)
+            last_line = remaining
+            assert state_of(layer) == before or interrupted_at_return(layer, before)
+            interrupted += 1
+            continue
+        finally:
+            sys.settrace(previous)
+        break
+    assert interrupted > 100
+    assert last_line == -1
+
+
+def interrupted_at_return(layer, before):
+    """Only the ``return`` after the assignment may find the new state, whole: a line, but nothing can interrupt it."""
+    return layer.num_batches_tracked == int.from_bytes(before["num_batches_tracked"], "little") + 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")

@@ -396,6 +396,8 @@ def row_neg_running_var(rng):
     )
     with pytest.raises(ValueError, match="running_var: expected no value below"):
         fastbn.FrozenBatchNorm(np.zeros(C), bad)
+    with pytest.raises(ValueError, match="running_var: expected no value below"):  # by less than a float32 can tell
+        fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.full(C, -np.float32(1e-3)), eps=1e-3)
     fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.array([1.0, -1e-6, 1.0]))
 
 
@@ -499,6 +501,8 @@ def row_alias_stats(rng):
 @row
 def row_masked(rng):
     refused(np.ma.masked_invalid(np.ones(SHAPE)), TypeError, "expected a plain array, got a masked array")
+    with pytest.raises(TypeError, match="x: expected a plain array, got a masked array"):
+        fastbn.forward([np.ma.array([1.0, 2.0], mask=[1, 0]), np.ma.array([1.0, 2.0])])
     with pytest.raises(TypeError, match="gamma: expected a plain array, got a masked array"):
         fastbn.forward(tensor(rng, SHAPE), np.ma.ones(C))
 
@@ -519,6 +523,11 @@ def row_subclass(rng):
             mapped = np.memmap(file.name, np.float32, mode, shape=SHAPE)
             accepted_as(mapped, x)
             assert type(fastbn.forward(mapped).out) is np.ndarray
+            if mode != "r":
+                expected = fastbn.inference(x, np.zeros(C), np.ones(C))
+                assert fastbn.inference(mapped, np.zeros(C), np.ones(C), out=mapped) is mapped
+                assert same_bits(np.asarray(mapped), expected)
+                mapped[...] = x
             del mapped
 
 
@@ -615,7 +624,7 @@ def row_exception_midway(rng):
 
     mean, var, counter = np.zeros(C), np.ones(C), np.zeros((), np.int64)
     for bad in ("not a number", np.ones(4)):
-        with pytest.raises((TypeError, ValueError), match=r"Cannot cast|could not broadcast"):
+        with pytest.raises((TypeError, ValueError), match=r"invalid literal|could not broadcast|sequence|array"):
             _state.assign_together([(mean, 5.0), (var, 6.0), (counter, bad)])
         assert (mean == 0).all()
         assert (var == 1).all()
@@ -647,7 +656,11 @@ def test_axis(axis, error, message):
         ({"eps": np.ones(2)}, TypeError, r"eps: expected a number, got an array of shape \(2,\)"),
         ({"correction": -1}, ValueError, "correction: expected a finite number not below 0, got -1.0"),
         ({"correction": np.nan}, ValueError, "correction: expected"),
-        ({"correction": 120}, ValueError, "correction: expected less than the 120 values per channel, got 120.0"),
+        (
+            {"correction": 120, "running_mean": np.zeros(C), "running_var": np.ones(C)},
+            ValueError,
+            "correction: expected less than the 120 values per channel, got 120.0",
+        ),
         ({"out": np.ones((4, 3))}, ValueError, r"out: expected shape \(4, 3, 5, 6\), that of x, got \(4, 3\)"),
         ({"out": "x"}, TypeError, "out: expected an array to write into, got str 'x'"),
         ({"out": read_only(np.ones(SHAPE, np.float32))}, ValueError, "out: expected a writable array"),
@@ -673,12 +686,32 @@ def test_count(count):
     refused_where(ValueError, "count: expected a finite number above 0", ["backward_input"], count=count)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1, np.zeros(3), np.ones(3)), ValueError, "count: expected an integer not below 0"),
+        ((1.5, np.zeros(3), np.ones(3)), TypeError, "count: expected an integer"),
+        ((1, np.zeros(3), np.ones(1)), ValueError, r"var: expected shape \(3,\)"),
+        ((1, np.zeros(3), -np.ones(3)), ValueError, "var: expected no value below"),
+        ((1, [1, 2, 3], np.ones(3)), TypeError, "mean: expected dtype"),
+    ],
+)
+def test_moments_from_elsewhere(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fastbn.Moments(*arguments)
+    assert fastbn.Moments(3, np.zeros(3, np.float32), [1.0, 1.0, 1.0]).var.dtype == np.float64
+
+
 def test_objects_of_other_kinds(rng):
     x = tensor(rng, SHAPE)
     with pytest.raises(TypeError, match="cache: expected a Cache, got tuple"):
         fastbn.backward(x, (x, None))
     with pytest.raises(TypeError, match="other: expected a Moments, got int 1"):
         fastbn.moments(x).merge(1)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="x: expected an array, got Tensor"):
+        fastbn.forward(torch.ones(4, 3, requires_grad=True))
+    assert fastbn.forward(torch.from_numpy(x.copy())).out.shape == x.shape
     with pytest.raises(ValueError, match=r"other.mean: expected shape \(3,\)"):
         fastbn.moments(x).merge(fastbn.moments(x[:, :2]))
 

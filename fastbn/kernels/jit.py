@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -48,13 +49,19 @@ class _Threads:
     """What is known about Numba's thread pool in this process."""
 
     def __init__(self) -> None:
-        self.launched = False
-        self.forked_after_launch = False
-        self.lock: threading.Lock | None = threading.Lock()
+        self.pool_lost = False
+        self.lock: threading.RLock | None = threading.RLock()  # a signal handler may come back to it
 
     def usable(self) -> bool:
-        """False where a parallel launch would be pointless (one thread) or could kill a forked child."""
-        return not self.forked_after_launch and numba.get_num_threads() > 1
+        """False where a parallel launch would be pointless (one thread), could kill a forked child, or cannot be."""
+        if self.pool_lost:
+            return False
+        try:
+            return bool(numba.get_num_threads() > 1)
+        except ValueError as error:  # the threading layer that was asked for is not there
+            self.pool_lost = True
+            warnings.warn(f"fastbn runs on one thread: {error}", RuntimeWarning, stacklevel=2)
+            return False
 
     def launch(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run a parallel twin; one at a time while the threading layer is ``workqueue``, or not yet known."""
@@ -64,15 +71,14 @@ class _Threads:
             return
         with lock:
             function(*args, **kwargs)
-            self.launched = True
             # workqueue aborts the process when two Python threads launch at once; tbb and omp do not.
             if numba.threading_layer() != "workqueue":
                 self.lock = None
 
     def after_fork_in_child(self) -> None:
-        """GNU OpenMP kills a forked child at its first parallel launch, so a child of a used pool stays serial."""
-        self.forked_after_launch = self.launched or self.forked_after_launch
-        self.lock = threading.Lock()
+        """GNU OpenMP kills a forked child at its first parallel launch, so a child of a started pool stays serial."""
+        self.pool_lost = self.pool_lost or bool(numba.np.ufunc.parallel._is_initialized)
+        self.lock = threading.RLock()
 
 
 _threads = _Threads()
