@@ -19,6 +19,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs compiled kernels"))
 
 
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    """No test changes the number of threads for the next one."""
+    before = numba.get_num_threads()
+    yield
+    numba.set_num_threads(before)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261121)
@@ -27,7 +35,4 @@ def rng():
 @pytest.fixture
 def one_thread():
     """Run the rest of the test with one thread."""
-    before = numba.get_num_threads()
     numba.set_num_threads(1)
-    yield
-    numba.set_num_threads(before)
