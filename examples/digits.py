@@ -10,7 +10,7 @@ running statistics. *While training*: on each batch before its update, normalise
 
     python examples/digits.py [--epochs 50] [--seeds 5] [--seed 0] [--out digits.png]
 
-Needs matplotlib, scikit-learn and tqdm: ``pip install fastbn[examples]``.
+Needs matplotlib, scikit-learn and tqdm: ``pip install -e ".[examples]"``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Batch normalization for NumPy, on CPUs, at the speed of the memory."""
 
 from fastbn._version import __version__
+from fastbn.frozen import FrozenBatchNorm
 from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
-from fastbn.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm
+from fastbn.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.moments import Moments, backward_input, backward_sums, moments, normalize
 
 __all__ = [

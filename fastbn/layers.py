@@ -9,9 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn import _checkpoint, _engine, _state, functional
+from fastbn import _checkpoint, _state, functional
 from fastbn import _validation as check
 from fastbn._typing import Array
+from fastbn.frozen import FrozenBatchNorm
 from fastbn.moments import moments
 
 Layer = TypeVar("Layer", bound="BatchNorm")
@@ -325,82 +326,3 @@ class BatchNorm3d(BatchNorm):
     """``BatchNorm`` for (N, C, D, H, W)."""
 
     ndims = (5,)
-
-
-class FrozenBatchNorm:
-    """Batch normalization with fixed statistics: ``(x - mean) / sqrt(var + eps) * gamma + beta``.
-
-    Gives the bits of the layer that it came from in evaluation mode, keeps nothing from one call to the next, and may
-    be called by any number of threads.
-
-    Parameters
-    ----------
-    running_mean, running_var : (C,) array, float32 or float64
-        The statistics; copied.
-    gamma, beta : (C,) array, float32 or float64, optional
-        Scale and shift; ``None`` means ones and zeros. Copied.
-    eps : float
-        Added to the variance; 0 or above.
-    axis : int
-        The channel axis.
-    ndims : tuple of int, optional
-        The numbers of dimensions that are taken; ``None`` for all from 2 up.
-
-    Attributes
-    ----------
-    mean, inv_std, gamma, beta : (C,) float64 array, read-only
-        The coefficients.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As ``fastbn.inference``.
-    """
-
-    def __init__(
-        self,
-        running_mean: ArrayLike,
-        running_var: ArrayLike,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-        *,
-        eps: float = 1e-5,
-        axis: int = 1,
-        ndims: tuple[int, ...] | None = None,
-    ) -> None:
-        eps = check.eps(eps, zero=True)
-        mean = check.vector("running_mean", running_mean)
-        channels = mean.size
-        var = check.parameter("running_var", running_var, channels)
-        check.variance("running_var", var, eps)
-        gamma = check.optional_parameter("gamma", gamma, channels)
-        beta = check.optional_parameter("beta", beta, channels)
-        self.axis = check.integer("axis", axis)
-        self.ndims = check.dimensions("ndims", ndims)
-        self.num_features = channels
-        self._coefficients = (
-            mean.astype(np.float64),
-            _engine.inv_std_of(var, eps),
-            np.ones(channels) if gamma is None else gamma.astype(np.float64),
-            np.zeros(channels) if beta is None else beta.astype(np.float64),
-        )
-        self.mean, self.inv_std, self.gamma, self.beta = map(_read_only_view, self._coefficients)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.num_features}, axis={self.axis})"
-
-    def __call__(self, x: ArrayLike, *, out: Array | None = None) -> Array:
-        """Normalise ``x``, with ``num_features`` channels on ``axis``; ``out`` may be ``x``.
-
-        Raises ``ValueError`` and ``TypeError`` as ``fastbn.inference``.
-        """
-        x = check.features(x, self.axis, self.num_features, self.ndims)
-        out = check.out_like("out", out, x, may_be=x)
-        axis = check.channel_axis(self.axis, x.ndim)
-        return _engine.normalize(x, axis, *self._coefficients, out)
-
-
-def _read_only_view(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
