@@ -32,13 +32,12 @@ class Layout:
 
     def holds(self, array: Array) -> bool:
         """Whether kernels can work on ``array`` in place."""
-        flags = self._memory_order(array).flags
-        return flags.c_contiguous and flags.aligned
+        return _is_ready(self._memory_order(array))
 
     def load(self, array: Array) -> Array:
         """``array`` in memory order and contiguous, to be read; a copy only where ``holds`` says no."""
         ordered = self._memory_order(array)
-        if not self.holds(array):
+        if not _is_ready(ordered):
             return np.array(ordered, order="C", copy=True)
         return ordered if ordered.flags.writeable else _as_writable(ordered)
 
@@ -69,6 +68,11 @@ def layout_of(x: Array, axis: int) -> Layout:
     else:
         shape = (math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
     return Layout(axis, channels_last, shape)
+
+
+def _is_ready(ordered: Array) -> bool:
+    """Whether kernels can take an array that is in memory order as it is."""
+    return ordered.flags.c_contiguous and ordered.flags.aligned
 
 
 class _Writable:

@@ -240,8 +240,10 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
     if cache.training:
         dx, sums = _engine.backward(dout, x, axis, cache.mean, cache.inv_std, cache.gamma, out)
     else:
-        sums = _engine.backward_sums(dout, x, axis, cache.mean, cache.inv_std)
         zeros = np.zeros_like(cache.mean)
+        sums = _engine.Sums(zeros, zeros)
+        if cache.gamma is not None or cache.beta_dtype is not None:  # else nobody asks for them
+            sums = _engine.backward_sums(dout, x, axis, cache.mean, cache.inv_std)
         dx = _engine.normalize(dout, axis, zeros, cache.inv_std, cache.gamma, zeros, out, like=x)
     with np.errstate(over="ignore"):
         dgamma = None if cache.gamma is None else sums.sum_dout_xhat.astype(cache.gamma.dtype)

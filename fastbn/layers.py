@@ -170,7 +170,6 @@ class BatchNorm:
             check.finite("x", moments(x, axis=self.axis).mean)
         counter = self._num_batches_tracked
         momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
-        tracking = self.training and self.track_running_stats
         result, update = functional.prepare(
             x,
             self.gamma,
@@ -184,7 +183,7 @@ class BatchNorm:
             correction=self.correction,
             out=out,
         )
-        if update and tracking:
+        if update:
             update.append((counter, counter + 1))
         self._cache = result.cache
         normalized = result.out

@@ -30,9 +30,3 @@ def same_threads_afterwards():
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261121)
-
-
-@pytest.fixture
-def one_thread():
-    """Run the rest of the test with one thread."""
-    numba.set_num_threads(1)

@@ -175,7 +175,8 @@ signal.setitimer(signal.ITIMER_REAL, 0)
     subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=True)
 
 
-def test_the_thread_count_of_the_caller_is_respected(rng, one_thread):
+def test_the_thread_count_of_the_caller_is_respected(rng):
+    numba.set_num_threads(1)
     x = tensor(rng, (64, 64, 9, 9))
     fastbn.forward(x)
     assert numba.get_num_threads() == 1
