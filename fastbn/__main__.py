@@ -7,7 +7,8 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import llvmlite.binding
@@ -15,7 +16,7 @@ import numba
 import numpy as np
 
 from fastbn import __version__
-from fastbn.kernels import cache, channels_first, channels_last
+from fastbn.kernels import cache, channels_first, channels_last, coefficients, small
 from fastbn.kernels.jit import Kernel, threading_layer
 
 OPTIONAL = ("ml_dtypes", "torch", "onnx", "keras", "numba_cuda", "matplotlib", "sklearn", "tqdm", "pytest_benchmark")
@@ -57,26 +58,40 @@ def _vector_bits() -> int:
 def warmup() -> None:
     """Compile every kernel for float32 and float64, as both twins, and leave them in the cache folder."""
     start = time.perf_counter()
-    work = [(kernel, twin, args) for kernel, args in _usual_calls() for twin in (kernel.serial, kernel.parallel)]
-    for done, (kernel, twin, args) in enumerate(work, 1):
-        twin(*args)
-        _show_progress(done, len(work), f"{kernel.body.__module__.rpartition('.')[2]}.{kernel.body.__name__}")
+    work = list(_usual_calls())
+    for done, (module, function, args) in enumerate(work, 1):
+        function(*args)
+        name = getattr(function, "py_func", function).__name__
+        _show_progress(done, len(work), f"{module.__name__.rpartition('.')[2]}.{name}")
     print(f"{len(work)} kernels in {time.perf_counter() - start:.1f} s; cache folder: {cache.folder()}")
 
 
-def _usual_calls() -> Iterator[tuple[Kernel[Any], tuple[Any, ...]]]:
-    """Every kernel with arguments of the types that the package passes, for both dtypes."""
-    for module, shape in ((channels_first, (2, 3, 4)), (channels_last, (4, 1, 3))):
-        for dtype in (np.float32, np.float64):
-            x, dout, out = np.ones((3, *shape), dtype)
-            mean, var, inv_std, gamma, beta, sum_dout, sum_dout_xhat = np.ones((7, 3))
-            sums = (sum_dout, sum_dout_xhat)
-            yield module.batch_stats, (x, 1, mean, var)
-            yield module.normalize, (x, mean, inv_std, gamma, beta, out)
-            yield module.forward, (x, 1e-5, gamma, beta, out, mean, var)
-            yield module.backward_sums, (dout, x, mean, inv_std, 1, *sums)
-            yield module.backward_input, (dout, x, mean, inv_std, gamma, *sums, 8.0, out)
-            yield module.backward, (dout, x, mean, inv_std, gamma, *sums, out)
+def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, ...]]]:
+    """Everything that is compiled, with arguments of all the types that the package passes."""
+    mean, inv_std, var, gamma, beta, sum_dout, sum_dout_xhat = np.ones((7, 3))
+    sums = (sum_dout, sum_dout_xhat)
+    for dtype in (np.float32, np.float64):
+        x, dout, out = np.ones((3, 48), dtype)
+        affine, gradient = np.ones((3, 3), dtype), np.ones((6, 3), dtype)
+        for given in (np.float32, np.float64):
+            four = np.ones((4, 3), given)
+            yield coefficients, coefficients.affine, (*four, affine)
+            yield coefficients, coefficients.affine_of_var, (*four[:2], 1e-5, *four[2:], mean, inv_std, affine)
+            yield small, small.inference, (x, (1, 3, 16), *four[:2], 1e-5, *four[2:], out, mean, inv_std)
+        yield coefficients, coefficients.gradient, (mean, inv_std, gamma, *sums, 8.0, gradient)
+        yield coefficients, coefficients.weighted_mean, (affine[0], mean, 0.1, 1.0, affine[1])
+        for module, shape in ((channels_first, (1, 3, 16)), (channels_last, (16, 1, 3, 1))):
+            calls: dict[Kernel[Any], tuple[Any, ...]] = {
+                module.batch_stats: (x, shape, 1, mean, var),
+                module.normalize: (x, shape, affine, out, False),
+                module.forward: (x, shape, 1e-5, gamma, beta, out, mean, var, inv_std, False),
+                module.backward_sums: (dout, x, shape, mean, inv_std, 1, *sums),
+                module.backward_input: (dout, x, shape, gradient, out, False),
+                module.backward: (dout, x, shape, mean, inv_std, gamma, *sums, out, False),
+            }
+            for kernel, args in calls.items():
+                yield module, kernel.serial, args
+                yield module, kernel.parallel, args
 
 
 def _show_progress(done: int, total: int, what: str) -> None:

@@ -1,16 +1,18 @@
 """Which kernels run, and how the work is cut: decided by the shape alone, so that the bits are too.
 
-=====================================  =============================  =================================
-tensor, as (outer, channels, inner)    fused kernels and sums         normalize and backward_input alone
-=====================================  =============================  =================================
-``inner == 1``: NC, channels last      channels_last, tiled           channels_last, tiled
-``inner`` up to ``SHORT``, many rows   channels_last                  channels_first from ``WIDE`` on
-everything else                        channels_first                 channels_first
-=====================================  =============================  =================================
+====================================================  ==============
+tensor, as (outer, channels, inner)                   kernels
+====================================================  ==============
+``inner == 1`` (NC, channels last)                    channels_last, tiled
+``inner < NARROW`` (planes of 3x3 and less)           channels_last
+everything else                                       channels_first
+====================================================  ==============
 
-*Segments* cut a channel's values where there are too few channels to feed the threads. With one segment the fused
-kernels run (statistics and normalisation of a channel while it is in cache), else the phases one after another.
+*Segments* cut a channel's values where there are too few channels to feed the threads, or too many values to stay in
+cache from one pass to the next. With one segment the fused kernels run (statistics and output of a group of channels
+while it is in cache), else the phases one after another.
 *Tiling* makes one row of several where there are few channels, as long rows run faster.
+*Streaming* stores go past the caches where operands exceed them.
 Tensors below ``PARALLEL`` values run the serial twins, uncut.
 """
 
@@ -21,25 +23,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbn.kernels import channels_first, channels_last
-from fastbn.kernels.columns import CHUNK, WIDE, channels_of
-from fastbn.kernels.rows import blocks_of
+from fastbn.kernels.columns import CHUNK, COLUMNS, channels_of
+from fastbn.kernels.groups import NARROW
+from fastbn.kernels.rows import PARALLEL, blocks_of
 
-PARALLEL = 1 << 16
-"""Values from which two threads pay: here forward takes 53 microseconds on one and 23 on two, if they are awake."""
+STREAM = 24_000_000
+"""Bytes of all tensors, read and written, from which streaming stores win in training.
 
-SHORT = 256
-"""Longest row that is better summed by columns: 14x14 planes at 32 images run twice as fast, 28x28 a third slower."""
+Here, with 32 MB of last-level cache, forward of 32x128x28x28, 26 MB, gained 5% to 20%; of 32x256x14x14, 13 MB, it
+lost 40%.
+"""
 
-MANY = 8
-"""Fewest rows for which sums by columns repay the adding up of the columns."""
+STREAM_ONCE = 40_000_000
+"""The same where x is read once: 51 MB gained 20% to 45%, 26 MB lost 10% to 30%."""
 
-TASKS = 64
+TASKS = 32
 """Tasks to aim at where a channel's values are cut."""
 
 FEW = 16
 """Channels from which the channels themselves are tasks enough."""
 
-MIN_ROWS = 64
+MIN_ROWS = 128
 """Fewest rows of a segment in ``channels_last``."""
 
 
@@ -48,17 +52,21 @@ class Plan:
     """How one shape is run."""
 
     kernels: Any
-    """The module for fused kernels and sums."""
-    shape: tuple[int, int, int]
+    """The module."""
+    shape: tuple[int, ...]
     """The shape in which it takes the tensors."""
-    element_kernels: Any
-    """The module for ``normalize`` and ``backward_input`` alone."""
-    element_shape: tuple[int, int, int]
-    """The shape in which that one takes them."""
     count: int
     """Values per channel."""
     segments: int
     parallel: bool
+    small: bool
+    """Whether one call can do all of inference."""
+    stream_out: bool
+    """Whether the output is streamed in inference,"""
+    stream_training: bool
+    """in a training forward,"""
+    stream_dx: bool
+    """and in backward."""
 
     @property
     def fused(self) -> bool:
@@ -67,25 +75,33 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(outer: int, channels: int, inner: int) -> Plan:
-    """The plan for a tensor of this shape; none of the three is 0."""
+def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
+    """The plan for a tensor of this shape and item size; none of the three dimensions is 0."""
     count = outer * inner
     parallel = count * channels >= PARALLEL
-    rows, columns = (outer, channels, inner), (outer, 1, channels * inner)
-    if inner == 1:
-        tile = _tile(outer, channels) if parallel else 1
-        columns = (outer // tile, tile, channels)
-        segments = _row_segments(outer // tile, channels, 1) if parallel else 1
-        return Plan(channels_last, columns, channels_last, columns, count, segments, parallel)
-    if inner <= SHORT and outer >= MANY:
-        segments = _row_segments(outer, channels, inner) if parallel else 1
-        by_rows = inner >= WIDE
-        element_kernels, element_shape = (channels_first, rows) if by_rows else (channels_last, columns)
-        return Plan(channels_last, columns, element_kernels, element_shape, count, segments, parallel)
-    segments = 1
-    if channels < FEW and parallel:
-        segments = min(blocks_of(outer, inner), -(-TASKS // channels))
-    return Plan(channels_first, rows, channels_first, rows, count, segments, parallel)
+    if inner < NARROW:
+        tile = _tile(outer, channels) if inner == 1 and parallel else 1
+        shape: tuple[int, ...] = (outer // tile, tile, channels, inner)
+        segments = _row_segments(outer // tile, channels, inner) if parallel else 1
+        kernels: Any = channels_last
+        whole_lines = tile * channels * inner % NARROW == 0  # else a row begins anywhere in a line
+    else:
+        shape = (outer, channels, inner)
+        segments = min(blocks_of(outer, inner), -(-TASKS // channels)) if channels < FEW and parallel else 1
+        kernels = channels_first
+        whole_lines = True
+    size = count * channels * itemsize
+    return Plan(
+        kernels,
+        shape,
+        count,
+        segments,
+        parallel,
+        small=not parallel and channels * (inner if inner < NARROW else 1) <= COLUMNS,
+        stream_out=whole_lines and 2 * size >= STREAM_ONCE,
+        stream_training=whole_lines and 2 * size >= STREAM,
+        stream_dx=whole_lines and 3 * size >= STREAM,
+    )
 
 
 def _row_segments(rows: int, channels: int, inner: int) -> int:

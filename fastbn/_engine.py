@@ -1,18 +1,21 @@
 """The operations on validated arguments: layout -> plan -> kernel.
 
-Tensors are as the user gave them, ``axis`` is not negative. Statistics are (C,) float64; ``gamma`` and ``beta`` are
-(C,) of any dtype, or ``None`` for ones and zeros. ``out`` is ``None`` for a new tensor. Tensors may be empty.
+Tensors are as the user gave them, ``axis`` is not negative. Statistics are (C,) float64; what else is given per channel
+is (C,) of any dtype, ``gamma`` and ``beta`` may be ``None`` for ones and zeros. ``out`` is ``None`` for a new tensor.
+Tensors may be empty.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._dispatch import Plan, plan
-from fastbn._layout import layout_of
+from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels import coefficients, small
 
 
 class Normalized(NamedTuple):
@@ -31,77 +34,108 @@ class Sums(NamedTuple):
     sum_dout_xhat: Float64Array
 
 
-def inv_std_of(var: Array, eps: float) -> Float64Array:
+def inv_std_of(var: Float64Array, eps: float) -> Float64Array:
     """``1 / sqrt(var + eps)`` in float64."""
     with np.errstate(all="ignore"):
-        inv_std: Float64Array = 1.0 / np.sqrt(var.astype(np.float64) + eps)
+        inv_std: Float64Array = 1.0 / np.sqrt(var + eps)
     return inv_std
+
+
+def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta: Array | None) -> Array:
+    """The (3, C) coefficients of ``scale``."""
+    mean, inv_std, gamma, beta = _alike(mean, inv_std, gamma, beta)
+    values = np.empty((3, mean.size), x_dtype)
+    coefficients.affine(mean, inv_std, gamma, beta, values)
+    return values
+
+
+def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:
+    """Normalise with coefficients from ``affine``; a new tensor lies in memory as ``like`` does, or ``x``."""
+    layout, how = _route(x if like is None else like, axis)
+    if out is None:
+        target = result = layout.empty(x.shape, x.dtype)
+    else:
+        target, result = _target(layout, out), out
+    if how is not None:
+        how.kernels.normalize(how.parallel, layout.load(x), how.shape, values, layout.flat(target), how.stream_out)
+        _deliver(target, result)
+    return result
+
+
+def inference(
+    x: Array,
+    axis: int,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    out: Array | None,
+) -> tuple[Array, Float64Array, Float64Array, float]:
+    """``(x - mean) / sqrt(var + eps) * gamma + beta``; mean and ``inv_std`` in float64; the least variance.
+
+    Where that is below ``-eps``, nothing is written.
+    """
+    channels = mean.size
+    mean, var, gamma, beta = _alike(mean, var, gamma, beta)
+    layout, how = _route(x, axis)
+    mean64, inv_std = np.empty(channels), np.empty(channels)
+    if how is not None and how.small:
+        if out is None:
+            target = result = layout.empty(x.shape, x.dtype)
+        else:
+            target, result = _target(layout, out), out
+        tensors = layout.load(x), layout.flat(target)
+        least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], mean64, inv_std)
+        if target is not result and not least < -eps:
+            np.copyto(result, target)
+        return result, mean64, inv_std, least
+    values = np.empty((3, channels), x.dtype)
+    least = coefficients.affine_of_var(mean, var, eps, gamma, beta, mean64, inv_std, values)
+    return x if least < -eps else scale(x, axis, values, out), mean64, inv_std, least
 
 
 def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
     """Mean and biased variance of each channel; zeros where there are no values."""
-    if not x.size:
-        mean, var = np.zeros((2, x.shape[axis]))
-        return mean, var
-    layout = layout_of(x, axis)
-    how = plan(*layout.shape)
-    return _batch_stats(how, layout.load(x), x.shape[axis])
-
-
-def normalize(
-    x: Array,
-    axis: int,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Array | None,
-    beta: Array | None,
-    out: Array | None,
-    *,
-    like: Array | None = None,
-) -> Array:
-    """``(x - mean) * inv_std * gamma + beta``; a new tensor lies in memory as ``like`` does, or ``x``."""
-    layout = layout_of(x if like is None else like, axis)
-    result = layout.empty(x.shape, x.dtype) if out is None else out
-    if not x.size:
-        return result
-    how = plan(*layout.shape)
-    gamma64, beta64 = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
-    with layout.target(result) as target:
-        _normalize(how, layout.load(x), mean, inv_std, gamma64, beta64, target)
-    return result
+    mean, var = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
+    layout, how = _route(x, axis)
+    if how is not None:
+        how.kernels.batch_stats(how.parallel, layout.load(x), how.shape, how.segments, mean, var)
+    return mean, var
 
 
 def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | None, out: Array | None) -> Normalized:
-    """``batch_stats``, then ``normalize``."""
-    layout = layout_of(x, axis)
+    """``batch_stats``, then ``scale``."""
+    layout, how = _route(x, axis)
     result = layout.empty(x.shape, x.dtype) if out is None else out
-    channels = x.shape[axis]
-    if not x.size:
-        mean, var = np.zeros((2, channels))
+    mean, var = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
+    if how is None:
         return Normalized(result, mean, var, inv_std_of(var, eps))
-    how = plan(*layout.shape)
-    source = layout.load(x)
-    gamma64, beta64 = _float64(gamma, channels, 1.0), _float64(beta, channels, 0.0)
-    with layout.target(result) as target:
-        if how.fused:
-            mean, var = np.empty((2, channels))
-            tensors = source.reshape(how.shape), target.reshape(how.shape)
-            how.kernels.forward(how.parallel, tensors[0], eps, gamma64, beta64, tensors[1], mean, var)
-            inv_std = inv_std_of(var, eps)
-        else:
-            mean, var = _batch_stats(how, source, channels)
-            inv_std = inv_std_of(var, eps)
-            _normalize(how, source, mean, inv_std, gamma64, beta64, target)
+    source, target = layout.load(x), _target(layout, result)
+    inv_std = np.empty(mean.size)
+    if how.fused:
+        parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
+        flat = layout.flat(target)
+        how.kernels.forward(
+            how.parallel, source, how.shape, eps, *parameters, flat, mean, var, inv_std, how.stream_training
+        )
+    else:
+        how.kernels.batch_stats(how.parallel, source, how.shape, how.segments, mean, var)
+        inv_std = inv_std_of(var, eps)
+        values = affine(x.dtype, mean, inv_std, gamma, beta)
+        how.kernels.normalize(how.parallel, source, how.shape, values, layout.flat(target), how.stream_training)
+    _deliver(target, result)
     return Normalized(result, mean, var, inv_std)
 
 
 def backward_sums(dout: Array, x: Array, axis: int, mean: Float64Array, inv_std: Float64Array) -> Sums:
     """``sum(dout)`` and ``sum(dout * x_hat)``; zeros where there are no values."""
-    if not x.size:
-        return Sums(*np.zeros((2, mean.size)))
-    layout = layout_of(x, axis)
-    how = plan(*layout.shape)
-    return _backward_sums(how, layout.load(dout), layout.load(x), mean, inv_std)
+    sums = Sums(np.zeros(mean.size), np.zeros(mean.size))
+    layout, how = _route(x, axis)
+    if how is not None:
+        tensors = layout.load(dout), layout.load(x)
+        how.kernels.backward_sums(how.parallel, *tensors, how.shape, mean, inv_std, how.segments, *sums)
+    return sums
 
 
 def backward_input(
@@ -116,14 +150,13 @@ def backward_input(
     out: Array | None,
 ) -> Array:
     """``gamma * inv_std * (dout - sum_dout / count - x_hat * sum_dout_xhat / count)``."""
-    layout = layout_of(x, axis)
+    layout, how = _route(x, axis)
     result = layout.empty(x.shape, x.dtype) if out is None else out
-    if not x.size:
-        return result
-    how = plan(*layout.shape)
-    gamma64 = _float64(gamma, mean.size, 1.0)
-    with layout.target(result) as target:
-        _backward_input(how, layout.load(dout), layout.load(x), mean, inv_std, gamma64, sums, count, target)
+    if how is not None:
+        target = _target(layout, result)
+        tensors = layout.load(dout), layout.load(x), layout.flat(target)
+        _backward_input(how, *tensors, mean, inv_std, gamma, sums, count)
+        _deliver(target, result)
     return result
 
 
@@ -137,66 +170,86 @@ def backward(
     out: Array | None,
 ) -> tuple[Array, Sums]:
     """``backward_sums``, then ``backward_input``."""
-    layout = layout_of(x, axis)
+    layout, how = _route(x, axis)
     result = layout.empty(x.shape, x.dtype) if out is None else out
-    sums = Sums(*np.zeros((2, mean.size)))
-    if not x.size:
+    sums = Sums(np.zeros(mean.size), np.zeros(mean.size))
+    if how is None:
         return result, sums
-    how = plan(*layout.shape)
-    dout_source, x_source = layout.load(dout), layout.load(x)
-    gamma64 = _float64(gamma, mean.size, 1.0)
-    with layout.target(result) as target:
-        if how.fused:
-            tensors = dout_source.reshape(how.shape), x_source.reshape(how.shape)
-            how.kernels.backward(how.parallel, *tensors, mean, inv_std, gamma64, *sums, target.reshape(how.shape))
-        else:
-            sums = _backward_sums(how, dout_source, x_source, mean, inv_std)
-            count = float(how.count)
-            _backward_input(how, dout_source, x_source, mean, inv_std, gamma64, sums, count, target)
+    target = _target(layout, result)
+    inputs, dx = (layout.load(dout), layout.load(x)), layout.flat(target)
+    if how.fused:
+        gamma64 = _float64(gamma, mean.size, 1.0)
+        how.kernels.backward(how.parallel, *inputs, how.shape, mean, inv_std, gamma64, *sums, dx, how.stream_dx)
+    else:
+        how.kernels.backward_sums(how.parallel, *inputs, how.shape, mean, inv_std, how.segments, *sums)
+        _backward_input(how, *inputs, dx, mean, inv_std, gamma, sums, float(how.count))
+    _deliver(target, result)
     return result, sums
-
-
-def _batch_stats(how: Plan, x: Array, channels: int) -> tuple[Float64Array, Float64Array]:
-    mean, var = np.empty((2, channels))
-    how.kernels.batch_stats(how.parallel, x.reshape(how.shape), how.segments, mean, var)
-    return mean, var
-
-
-def _normalize(
-    how: Plan,
-    x: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    beta: Float64Array,
-    out: Array,
-) -> None:
-    tensors = x.reshape(how.element_shape), out.reshape(how.element_shape)
-    how.element_kernels.normalize(how.parallel, tensors[0], mean, inv_std, gamma, beta, tensors[1])
-
-
-def _backward_sums(how: Plan, dout: Array, x: Array, mean: Float64Array, inv_std: Float64Array) -> Sums:
-    sums = Sums(*np.empty((2, mean.size)))
-    tensors = dout.reshape(how.shape), x.reshape(how.shape)
-    how.kernels.backward_sums(how.parallel, *tensors, mean, inv_std, how.segments, *sums)
-    return sums
 
 
 def _backward_input(
     how: Plan,
     dout: Array,
     x: Array,
+    dx: Array,
     mean: Float64Array,
     inv_std: Float64Array,
-    gamma: Float64Array,
+    gamma: Array | None,
     sums: Sums,
     count: float,
-    out: Array,
 ) -> None:
-    dout, x, out = (tensor.reshape(how.element_shape) for tensor in (dout, x, out))
-    how.element_kernels.backward_input(how.parallel, dout, x, mean, inv_std, gamma, *sums, count, out)
+    values = np.empty((6, mean.size), x.dtype)
+    coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
+    how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx)
+
+
+def _route(x: Array, axis: int) -> tuple[Layout, Plan | None]:
+    """How ``x`` lies in memory and is worked on; no plan if it is empty."""
+    channels_last = not x.flags.c_contiguous and np.moveaxis(x, axis, -1).flags.c_contiguous
+    return _routes(x.shape, axis, channels_last, x.itemsize)
+
+
+@functools.lru_cache(maxsize=1024)
+def _routes(shape: tuple[int, ...], axis: int, channels_last: bool, itemsize: int) -> tuple[Layout, Plan | None]:
+    layout = Layout.of(shape, axis, channels_last)
+    return layout, plan(*layout.shape, itemsize) if 0 not in shape else None
+
+
+def _target(layout: Layout, result: Array) -> Array:
+    """Where a kernel writes: the result itself, or where it cannot be worked on in place, a buffer."""
+    return result if layout.holds(result) else layout.empty(result.shape, result.dtype)
+
+
+def _deliver(target: Array, result: Array) -> None:
+    """Copy a buffer to the result."""
+    if target is not result:
+        np.copyto(result, target)
+
+
+def _alike(a: Array, b: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
+    """Four arrays of one dtype that a kernel can take: those that were given, if they are all ready, else copies."""
+    dtype = a.dtype
+    gamma = _constant(a.size, dtype, 1.0) if gamma is None else gamma
+    beta = _constant(a.size, dtype, 0.0) if beta is None else beta
+    arrays = a, b, gamma, beta
+    if all([array.dtype is dtype and array.flags.carray for array in arrays]):  # noqa: C419 - a generator takes longer
+        return arrays
+    return (
+        _float64(a, a.size, 0.0),
+        _float64(b, a.size, 0.0),
+        _float64(gamma, a.size, 1.0),
+        _float64(beta, a.size, 0.0),
+    )
 
 
 def _float64(parameter: Array | None, channels: int, default: float) -> Float64Array:
-    """A parameter for a kernel; a copy, as a kernel takes neither strides nor read-only arrays."""
-    return np.full(channels, default) if parameter is None else np.array(parameter, dtype=np.float64)
+    """What is given per channel for a kernel; a copy, as kernels take neither strides nor read-only arrays."""
+    if parameter is None:
+        return _constant(channels, np.dtype(np.float64), default)
+    return np.array(parameter, dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(channels: int, dtype: Any, value: float) -> Array:
+    """An array that kernels read and nobody else sees."""
+    return np.full(channels, value, dtype)

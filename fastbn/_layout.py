@@ -1,21 +1,14 @@
-"""Any shape, channel axis and strides, as the contiguous (outer, channels, inner) that the kernels take.
-
-Two memory layouts are worked on in place: C order, and channels last (C order once the channel axis is moved to the
-end; for an NCHW tensor, what PyTorch calls ``channels_last``). Any other arrangement (slices with steps, negative
-strides, Fortran order, broadcasts, misaligned data) is first copied into C order, and so gives the bits of that copy.
-"""
+"""Any shape, axis and strides as (outer, channels, inner), in place where memory allows, else by a copy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastbn._typing import Array
+from fastbn._typing import Array, Shape3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +17,42 @@ class Layout:
 
     axis: int
     channels_last: bool
-    shape: tuple[int, int, int]
+    shape: Shape3
     """(outer, channels, inner)."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], axis: int, channels_last: bool) -> Layout:
+        """The layout of tensors of this shape."""
+        channels = shape[axis]
+        size = math.prod(shape)
+        if channels == 1:  # one run of values, wherever the axis stands
+            return cls(axis, channels_last, (1, 1, size))
+        if channels_last:
+            return cls(axis, channels_last, (size // channels if channels else 0, channels, 1))
+        return cls(axis, channels_last, (math.prod(shape[:axis]), channels, math.prod(shape[axis + 1 :])))
 
     def _memory_order(self, array: Array) -> Array:
         return np.moveaxis(array, self.axis, -1) if self.channels_last else array
 
     def holds(self, array: Array) -> bool:
         """Whether kernels can work on ``array`` in place."""
-        return _is_ready(self._memory_order(array))
+        flags = self._memory_order(array).flags
+        return flags.c_contiguous and flags.aligned
 
     def load(self, array: Array) -> Array:
-        """``array`` in memory order and contiguous, to be read; a copy only where ``holds`` says no."""
+        """``array`` flat, in memory order, to be read; a copy only where ``holds`` says no."""
         ordered = self._memory_order(array)
-        if not _is_ready(ordered):
-            return np.array(ordered, order="C", copy=True)
-        return ordered if ordered.flags.writeable else _as_writable(ordered)
+        if ordered.flags.carray:  # contiguous, aligned and writable
+            return ordered.reshape(-1)
+        if not self.holds(array):
+            return np.array(ordered, order="C", copy=True).reshape(-1)
+        return np.asarray(_Writable(ordered)).reshape(-1)
 
-    @contextmanager
-    def target(self, out: Array) -> Iterator[Array]:
-        """``out`` in memory order, to be written; where ``holds`` says no, a buffer that is copied to it at the end."""
-        buffer = out if self.holds(out) else self.empty(out.shape, out.dtype)
-        yield self._memory_order(np.asarray(buffer))  # not a memory map, which is another type to Numba
-        if buffer is not out:
-            np.copyto(out, buffer)
+    def flat(self, array: Array) -> Array:
+        """``array``, which ``holds`` says can be worked on in place, flat, to be written."""
+        ordered = self._memory_order(array)
+        flat = ordered.reshape(-1)
+        return flat if type(flat) is np.ndarray else np.asarray(flat)  # a memory map is another type to Numba
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A new tensor that lies in memory as this layout says."""
@@ -57,36 +62,18 @@ class Layout:
         return np.moveaxis(np.empty(moved, dtype), -1, self.axis)
 
 
-def layout_of(x: Array, axis: int) -> Layout:
-    """The layout in which ``x`` is worked on; ``axis`` is not negative."""
-    channels_last = not x.flags.c_contiguous and np.moveaxis(x, axis, -1).flags.c_contiguous
-    channels = x.shape[axis]
-    if channels == 1:  # one run of values, wherever the axis stands
-        shape = (1, 1, x.size)
-    elif channels_last:
-        shape = (x.size // channels if channels else 0, channels, 1)
-    else:
-        shape = (math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
-    return Layout(axis, channels_last, shape)
-
-
-def _is_ready(ordered: Array) -> bool:
-    """Whether kernels can take an array that is in memory order as it is."""
-    return ordered.flags.c_contiguous and ordered.flags.aligned
+def contiguous(array: Array) -> Array:
+    """``array`` for a kernel that only reads: a copy where it is not contiguous, aligned and writable."""
+    return array if array.flags.carray else np.array(array)
 
 
 class _Writable:
-    """Exports the memory of a read-only array as writable."""
+    """Exports the memory of a read-only array as writable, for kernels that only read.
+
+    To Numba a read-only array is another type, which would compile every kernel once more.
+    """
 
     def __init__(self, array: Array) -> None:
         self._keep_alive = array
         address = array.__array_interface__["data"][0]
         self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
-
-
-def _as_writable(array: Array) -> Array:
-    """The same memory without the read-only flag, for kernels that only read.
-
-    To Numba a read-only array is another type, which would compile every kernel once more.
-    """
-    return np.asarray(_Writable(array))

@@ -12,11 +12,23 @@ Array: TypeAlias = NDArray[Any]
 
 Float64Array: TypeAlias = NDArray[np.float64]
 
-Scalar: TypeAlias = Any
-"""One float32 or float64 value; NumPy's scalar types do not mix in arithmetic under a type checker."""
+Address: TypeAlias = Any
+"""To the compiler the bare address of an array (``lanes.data``), else the array itself."""
 
-Moments3: TypeAlias = tuple[float, float, float]
+Scalar: TypeAlias = Any
+"""One float32 or float64 value, or lanes of them; NumPy's scalar types do not mix under a type checker."""
+
+Moments3: TypeAlias = tuple[Scalar, Scalar, Scalar]
 """Count, sum about an origin, centred sum of squares."""
 
 Coefficients3: TypeAlias = tuple[Scalar, Scalar, Scalar]
 Coefficients6: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]
+
+Shape3: TypeAlias = tuple[int, int, int]
+"""(outer, channels, inner)."""
+
+Matrix: TypeAlias = tuple[int, int, int, int]
+"""(rows, tile, channels, inner): a row holds ``tile`` times ``channels * inner`` values."""
+
+Address3: TypeAlias = tuple[Address, Address, Address]
+Address6: TypeAlias = tuple[Address, Address, Address, Address, Address, Address]

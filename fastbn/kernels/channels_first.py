@@ -1,8 +1,8 @@
 """Kernels for tensors whose channels hold long contiguous rows: NCHW and its like.
 
-Tensors are (outer, C, inner), C-contiguous; everything else is (C,) float64. The blocks of a channel (see ``rows``)
-are cut into segments, which are merged in order. All of this depends on the shape alone, so the bits do not depend on
-the number of threads.
+Tensors are flat, C-contiguous; ``shape`` is (outer, C, inner); everything else is (C,) float64. The blocks of a channel
+(see ``rows``) are cut into segments, which are merged in order. All of this depends on the shape alone, so the bits do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -10,98 +10,104 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastbn._typing import Array, Float64Array
+from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.coefficients import affine_channels, gradient_channels
-from fastbn.kernels.formulas import affine1, gradient1, inv_std1, mean_var1, merge_moments1
+from fastbn.kernels.formulas import inv_std1, mean_var1, merge_moments1
+from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.rows import (
-    blocks_of,
-    gradient_row,
-    gradient_rows,
-    normalize_row,
-    normalize_rows,
-    origin_of,
-    pieces_of,
-    rows_at_once,
-    segment_moments,
-    segment_sums,
-)
+from fastbn.kernels.lanes import data, offset, stack
+from fastbn.kernels.rows import GROUP, SLICE, blocks_of, group_moments, group_of, group_sums, origin_of
 
 
 @kernel
-def batch_stats(x: Array, segments: int, mean: Float64Array, var: Float64Array) -> None:
+def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var: Float64Array) -> None:
     """Mean and biased variance of each channel.
 
     Traffic:  reads x once.
     Parallel: over (C, segments), each with one writer; a channel's segments are merged in order.
     """
-    outer, channels, inner = x.shape
+    outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    parts = np.empty((channels, segments, 3))
-    for task in prange(channels * segments):
-        c = task // segments
+    group = group_of(shape, SLICE)
+    counts = np.empty((segments, channels))
+    parts = np.empty((segments, 2, channels))
+    for task in prange(-(-channels // group) * segments):
+        left = task // segments * group
+        right = min(left + group, channels)
         s = task % segments
-        part = segment_moments(x, c, blocks * s // segments, blocks * (s + 1) // segments)
-        parts[c, s, 0], parts[c, s, 1], parts[c, s, 2] = part
+        start = blocks * s // segments
+        stop = blocks * (s + 1) // segments
+        counts[s, left] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
     for c in range(channels):
-        moments = (0.0, 0.0, 0.0)
-        for s in range(segments):
-            moments = merge_moments1(moments[0], moments[1], moments[2], parts[c, s, 0], parts[c, s, 1], parts[c, s, 2])
-        mean[c], var[c] = mean_var1(origin_of(x, c), moments[0], moments[1], moments[2])
+        left = c // group * group
+        moments = counts[0, left], parts[0, 0, c], parts[0, 1, c]
+        for s in range(1, segments):
+            part = counts[s, left], parts[s, 0, c], parts[s, 1, c]
+            moments = merge_moments1(moments[0], moments[1], moments[2], part[0], part[1], part[2])
+        mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), moments[0], moments[1], moments[2])
 
 
 @kernel
-def normalize(
-    x: Array, mean: Float64Array, inv_std: Float64Array, gamma: Float64Array, beta: Float64Array, out: Array
-) -> None:
-    """Write ``out = (x - mean) * inv_std * gamma + beta``. ``out`` may be ``x``.
+def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streaming: bool) -> None:
+    """Write ``out = (x - mean) * inv_std * gamma + beta`` from the (3, C) coefficients. ``out`` may be ``x``.
 
     Traffic:  reads x once, writes out once.
-    Parallel: over rows, or pieces of long ones, each with one writer.
-    Numerics: coefficients in float64, elements in x's dtype.
+    Parallel: over groups of channels and parts of the samples, each with one writer.
     """
-    outer, channels, inner = x.shape
-    rows = outer * channels
-    together = rows_at_once(inner)
-    pieces = pieces_of(inner)
-    coefficients = np.empty((3, channels), x.dtype)
-    affine_channels(x, mean, inv_std, gamma, beta, coefficients)
-    x_rows = x.reshape(rows, inner)
-    out_rows = out.reshape(rows, inner)
-    for task in prange(-(-rows // together) * pieces):
-        first = task // pieces * together
-        normalize_rows(x_rows, out_rows, coefficients, first, min(first + together, rows), task % pieces)
+    outer, channels, _ = shape
+    group, parts, pieces = cuts_of(shape)
+    for task in prange(-(-channels // group) * parts * pieces):
+        left = task // (parts * pieces) * group
+        right = min(left + group, channels)
+        part = task // pieces % parts
+        start = outer * part // parts
+        stop = outer * (part + 1) // parts
+        values = (
+            offset(data(coefficients), left),
+            offset(data(coefficients), channels + left),
+            offset(data(coefficients), 2 * channels + left),
+        )
+        normalize_group(data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, values, streaming)
 
 
 @kernel
 def forward(
     x: Array,
+    shape: Shape3,
     eps: float,
     gamma: Float64Array,
     beta: Float64Array,
     out: Array,
     mean: Float64Array,
     var: Float64Array,
+    inv_std: Float64Array,
+    streaming: bool,
 ) -> None:
-    """``batch_stats`` with one segment, then ``normalize``, channel by channel: the same bits.
+    """``batch_stats`` with one segment, then ``normalize``, group by group of channels: the same bits.
 
-    Traffic:  reads x and writes out once where a channel's values stay in cache, else reads x twice. The second pass
+    Traffic:  reads x and writes out once where a group's values stay in cache, else reads x twice. The second pass
               goes backwards, so that it begins on what is still there.
-    Parallel: over channels.
+    Parallel: over groups of channels.
     """
-    outer, channels, inner = x.shape
-    for c in prange(channels):
-        count, total, m2 = segment_moments(x, c, 0, blocks_of(outer, inner))
-        mean[c], var[c] = mean_var1(origin_of(x, c), count, total, m2)
-        center, scale, shift = affine1(x, mean[c], inv_std1(var[c], eps), gamma[c], beta[c])
-        for n in range(outer - 1, -1, -1):
-            normalize_row(x[n, c], out[n, c], center, scale, shift)
+    outer, channels, inner = shape
+    group = group_of(shape, SLICE)
+    for task in prange(-(-channels // group)):
+        left = task * group
+        right = min(left + group, channels)
+        count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
+        for c in range(left, right):
+            mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
+            inv_std[c] = inv_std1(var[c], eps, 1.0)
+        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
+        affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
+        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, values, streaming)
 
 
 @kernel
 def backward_sums(
     dout: Array,
     x: Array,
+    shape: Shape3,
     mean: Float64Array,
     inv_std: Float64Array,
     segments: int,
@@ -113,79 +119,120 @@ def backward_sums(
     Traffic:  reads dout and x once.
     Parallel: over (C, segments), each with one writer; a channel's segments are added in order.
     """
-    outer, channels, inner = x.shape
+    outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    parts = np.empty((channels, segments, 2))
-    for task in prange(channels * segments):
-        c = task // segments
+    group = group_of(shape, SLICE)
+    parts = np.empty((segments, 2, channels))
+    for task in prange(-(-channels // group) * segments):
+        left = task // segments * group
+        right = min(left + group, channels)
         s = task % segments
-        part = segment_sums(dout, x, c, mean[c], blocks * s // segments, blocks * (s + 1) // segments)
-        parts[c, s, 0], parts[c, s, 1] = part
+        group_sums(
+            data(dout),
+            data(x),
+            shape,
+            left,
+            right,
+            blocks * s // segments,
+            blocks * (s + 1) // segments,
+            data(mean),
+            data(parts[s, 0]),
+            data(parts[s, 1]),
+        )
     for c in range(channels):
         total = 0.0
         product = 0.0
         for s in range(segments):
-            total += parts[c, s, 0]
-            product += parts[c, s, 1]
+            total += parts[s, 0, c]
+            product += parts[s, 1, c]
         sum_dout[c] = total
         sum_dout_xhat[c] = product * inv_std[c]
 
 
 @kernel
-def backward_input(
-    dout: Array,
-    x: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    sum_dout: Float64Array,
-    sum_dout_xhat: Float64Array,
-    count: float,
-    dx: Array,
-) -> None:
-    """Write ``dx`` from finished channel sums. ``dx`` may be ``dout``.
+def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx: Array, streaming: bool) -> None:
+    """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
 
     Traffic:  reads dout and x once, writes dx once.
-    Parallel: over rows, or pieces of long ones, each with one writer.
-    Numerics: coefficients in float64, elements in x's dtype.
+    Parallel: over groups of channels and parts of the samples, each with one writer.
     """
-    outer, channels, inner = x.shape
-    rows = outer * channels
-    together = rows_at_once(inner)
-    pieces = pieces_of(inner)
-    coefficients = np.empty((6, channels), x.dtype)
-    gradient_channels(x, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count, coefficients)
-    tensors = (dout.reshape(rows, inner), x.reshape(rows, inner), dx.reshape(rows, inner))
-    for task in prange(-(-rows // together) * pieces):
-        first = task // pieces * together
-        last = min(first + together, rows)
-        gradient_rows(tensors[0], tensors[1], tensors[2], coefficients, first, last, task % pieces)
+    outer, channels, _ = shape
+    group, parts, pieces = cuts_of(shape)
+    for task in prange(-(-channels // group) * parts * pieces):
+        left = task // (parts * pieces) * group
+        right = min(left + group, channels)
+        part = task // pieces % parts
+        start = outer * part // parts
+        stop = outer * (part + 1) // parts
+        values = (
+            offset(data(coefficients), left),
+            offset(data(coefficients), channels + left),
+            offset(data(coefficients), 2 * channels + left),
+            offset(data(coefficients), 3 * channels + left),
+            offset(data(coefficients), 4 * channels + left),
+            offset(data(coefficients), 5 * channels + left),
+        )
+        gradient_group(
+            data(dout), data(x), data(dx), shape, left, right, start, stop, task % pieces, pieces, values, streaming
+        )
 
 
 @kernel
 def backward(
     dout: Array,
     x: Array,
+    shape: Shape3,
     mean: Float64Array,
     inv_std: Float64Array,
     gamma: Float64Array,
     sum_dout: Float64Array,
     sum_dout_xhat: Float64Array,
     dx: Array,
+    streaming: bool,
 ) -> None:
-    """``backward_sums`` with one segment, then ``backward_input``, channel by channel: the same bits.
+    """``backward_sums`` with one segment, then ``backward_input``, group by group of channels: the same bits.
 
-    Traffic:  reads dout and x and writes dx once where a channel's values stay in cache, else reads both twice.
-    Parallel: over channels.
+    Traffic:  reads dout and x and writes dx once where a group's values stay in cache, else reads both twice.
+    Parallel: over groups of channels.
     """
-    outer, channels, inner = x.shape
+    outer, channels, inner = shape
     count = np.float64(outer * inner)
-    for c in prange(channels):
-        total, product = segment_sums(dout, x, c, mean[c], 0, blocks_of(outer, inner))
-        sum_dout[c] = total
-        sum_dout_xhat[c] = product * inv_std[c]
-        center, unit, shift, scale, slope, offset = gradient1(
-            x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
+    group = group_of(shape, SLICE)
+    for task in prange(-(-channels // group)):
+        left = task * group
+        right = min(left + group, channels)
+        group_sums(
+            data(dout),
+            data(x),
+            shape,
+            left,
+            right,
+            0,
+            blocks_of(outer, inner),
+            data(mean),
+            data(sum_dout),
+            data(sum_dout_xhat),
         )
-        for n in range(outer - 1, -1, -1):
-            gradient_row(dout[n, c], x[n, c], dx[n, c], center, unit, shift, scale, slope, offset)
+        for c in range(left, right):
+            sum_dout_xhat[c] *= inv_std[c]
+        values = (
+            stack(x, GROUP),
+            stack(x, GROUP),
+            stack(x, GROUP),
+            stack(x, GROUP),
+            stack(x, GROUP),
+            stack(x, GROUP),
+        )
+        gradient_channels(
+            data(x),
+            left,
+            right,
+            data(mean),
+            data(inv_std),
+            data(gamma),
+            data(sum_dout),
+            data(sum_dout_xhat),
+            count,
+            values,
+        )
+        gradient_group(data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, values, streaming)

@@ -1,57 +1,181 @@
-"""The coefficients of all channels at once, in float64 rounded to the dtype of ``x``: rows of a (n, C) array."""
+"""The coefficients of channels: computed in float64, eight channels at once, and rounded to the dtype of ``x`` last.
+
+The functions with ``_channels`` serve kernels that make their own statistics, by address and for a run of channels;
+those without are called from Python for all of them. What is given per channel is float32 or float64.
+"""
 
 from __future__ import annotations
 
-from fastbn._typing import Array, Float64Array
-from fastbn.kernels.formulas import affine1, gradient1
-from fastbn.kernels.jit import scalar
+import numpy as np
+
+from fastbn._typing import Address, Address3, Address6, Array, Float64Array
+from fastbn.kernels.formulas import affine1, gradient1, inv_std1
+from fastbn.kernels.jit import scalar, small
+from fastbn.kernels.lanes import (
+    DOUBLES,
+    data,
+    load_first_doubles,
+    offset,
+    read,
+    spread_doubles,
+    store_first_doubles,
+    write,
+)
 
 
 @scalar
 def affine_channels(
-    x: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    beta: Float64Array,
-    coefficients: Array,
+    x: Address,
+    left: int,
+    right: int,
+    mean: Address,
+    inv_std: Address,
+    gamma: Address,
+    beta: Address,
+    coefficients: Address3,
 ) -> None:
-    """``center, scale, shift`` of ``affine1``."""
-    center, scale, shift = coefficients[0], coefficients[1], coefficients[2]
-    for c in range(mean.size):
-        center[c], scale[c], shift[c] = affine1(x, mean[c], inv_std[c], gamma[c], beta[c])
+    """``center, scale, shift`` of ``affine1`` for the channels ``left`` to ``right``, from index 0 on."""
+    for c in range(left, right, DOUBLES):
+        n = min(DOUBLES, right - c)
+        values = affine1(
+            x,
+            load_first_doubles(mean, c, n, 0.0),
+            load_first_doubles(inv_std, c, n, 0.0),
+            load_first_doubles(gamma, c, n, 0.0),
+            load_first_doubles(beta, c, n, 0.0),
+        )
+        for j in range(3):
+            store_first_doubles(coefficients[j], c - left, n, values[j])
 
 
 @scalar
 def gradient_channels(
-    x: Array,
+    x: Address,
+    left: int,
+    right: int,
+    mean: Address,
+    inv_std: Address,
+    gamma: Address,
+    sum_dout: Address,
+    sum_dout_xhat: Address,
+    count: float,
+    coefficients: Address6,
+) -> None:
+    """``center, unit, shift, scale, slope, offset`` of ``gradient1`` likewise."""
+    counts = spread_doubles(count)
+    for c in range(left, right, DOUBLES):
+        n = min(DOUBLES, right - c)
+        values = gradient1(
+            x,
+            load_first_doubles(mean, c, n, 0.0),
+            load_first_doubles(inv_std, c, n, 0.0),
+            load_first_doubles(gamma, c, n, 0.0),
+            load_first_doubles(sum_dout, c, n, 0.0),
+            load_first_doubles(sum_dout_xhat, c, n, 0.0),
+            counts,
+        )
+        for j in range(6):
+            store_first_doubles(coefficients[j], c - left, n, values[j])
+
+
+@small
+def affine(mean: Array, inv_std: Array, gamma: Array, beta: Array, coefficients: Array) -> None:
+    """``coefficients``, (3, C), of ``affine1``."""
+    x = data(coefficients)
+    values = x, offset(x, mean.size), offset(x, 2 * mean.size)
+    affine_channels(x, 0, mean.size, data(mean), data(inv_std), data(gamma), data(beta), values)
+
+
+@scalar
+def statistics_channels(
+    mean: Address, var: Address, eps: float, channels: int, mean64: Address, inv_std: Address
+) -> float:
+    """Write the mean in float64 and ``inv_std``; the least variance.
+
+    NaN is not compared; where there is nothing else the least is infinity.
+    """
+    least = np.inf
+    for c in range(0, channels, DOUBLES):
+        n = min(DOUBLES, channels - c)
+        store_first_doubles(mean64, c, n, load_first_doubles(mean, c, n, 0.0))
+        inverse = inv_std1(load_first_doubles(var, c, n, 1.0), spread_doubles(eps), spread_doubles(1.0))
+        store_first_doubles(inv_std, c, n, inverse)
+    for c in range(channels):
+        value = np.float64(read(var, c))
+        if value < least:
+            least = value
+    return least
+
+
+@small
+def affine_of_var(
+    mean: Array,
+    var: Array,
+    eps: float,
+    gamma: Array,
+    beta: Array,
+    mean64: Float64Array,
+    inv_std: Float64Array,
+    coefficients: Array,
+) -> float:
+    """The same from variances; also ``statistics_channels``."""
+    least = statistics_channels(data(mean), data(var), eps, mean.size, data(mean64), data(inv_std))
+    x = data(coefficients)
+    values = x, offset(x, mean.size), offset(x, 2 * mean.size)
+    affine_channels(x, 0, mean.size, data(mean64), data(inv_std), data(gamma), data(beta), values)
+    return least
+
+
+@small
+def gradient(
     mean: Float64Array,
     inv_std: Float64Array,
-    gamma: Float64Array,
+    gamma: Array,
     sum_dout: Float64Array,
     sum_dout_xhat: Float64Array,
     count: float,
     coefficients: Array,
 ) -> None:
-    """``center, unit, shift, scale, slope, offset`` of ``gradient1``."""
-    for c in range(mean.size):
-        center, unit, shift, scale, slope, offset = gradient1(
-            x, mean[c], inv_std[c], gamma[c], sum_dout[c], sum_dout_xhat[c], count
-        )
-        coefficients[0, c], coefficients[1, c], coefficients[2, c] = center, unit, shift
-        coefficients[3, c], coefficients[4, c], coefficients[5, c] = scale, slope, offset
+    """``coefficients``, (6, C), of ``gradient1``."""
+    x = data(coefficients)
+    values = (
+        x,
+        offset(x, mean.size),
+        offset(x, 2 * mean.size),
+        offset(x, 3 * mean.size),
+        offset(x, 4 * mean.size),
+        offset(x, 5 * mean.size),
+    )
+    statistics = data(mean), data(inv_std), data(gamma), data(sum_dout), data(sum_dout_xhat)
+    gradient_channels(
+        x, 0, mean.size, statistics[0], statistics[1], statistics[2], statistics[3], statistics[4], count, values
+    )
+
+
+@small
+def weighted_mean(old: Array, batch: Float64Array, momentum: float, factor: float, new: Array) -> None:
+    """``new = (1 - momentum) * old + momentum * (batch * factor)``, in float64, in the dtype of ``old``."""
+    for c in range(old.size):
+        new[c] = (1.0 - momentum) * np.float64(old[c]) + momentum * (batch[c] * factor)
 
 
 @scalar
-def spread(values: Array, inner: int, columns: Array) -> None:
-    """Give each column the value of its channel.
+def copy(values: Address, left: int, right: int, target: Address) -> None:
+    """``values[left:right]``, to index 0 and on."""
+    for c in range(left, right):
+        write(target, c - left, read(values, c))
 
-    A channel has ``inner`` columns side by side, or where ``inner`` is 1, columns a whole set of channels apart.
+
+@scalar
+def spread_columns(columns: Address, channels: int, inner: int, tile: int) -> None:
+    """Give each column the value of its channel, in place, from the last to the first.
+
+    A channel has ``inner`` columns side by side, or where ``inner`` is 1, ``tile`` columns a set of channels apart.
     """
-    channels = values.size
-    if inner == 1:
-        for first in range(0, columns.size, channels):
-            columns[first : first + channels] = values
-        return
-    for c in range(channels):
-        columns[c * inner : (c + 1) * inner] = values[c]
+    if inner > 1:
+        for c in range(channels - 1, -1, -1):
+            value = read(columns, c)
+            for i in range(c * inner, (c + 1) * inner):
+                write(columns, i, value)
+    for i in range(channels, channels * tile):
+        write(columns, i, read(columns, i - channels))

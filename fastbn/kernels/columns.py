@@ -1,325 +1,399 @@
 """The work on one chunk of columns, for ``channels_last``.
 
-A row of the tensor is longer than any channel's part of it, so vector registers run along the row and each column has
+Everything is flat and given by its address. In the rows of a tensor registers run along the row, and each column has
 sums of its own, in float64; a channel's columns are added up at the end. These are ``inner`` columns side by side, or
 where ``inner`` is 1, ``tile`` columns a whole set of channels apart. A *chunk* is a run of whole channels, ``left`` to
-``right``, whose sums stay in the first-level cache.
+``right``, of at most ``COLUMNS`` columns. What belongs to columns lies in scratch memory, in whole registers.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from fastbn._typing import Array, Float64Array
-from fastbn.kernels.coefficients import affine_channels, gradient_channels, spread
+from fastbn._typing import Address, Address3, Address6, Matrix
+from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import block_moments1, grad_input1, mean_var1, merge_moments1, normalize1, pivot1
-from fastbn.kernels.jit import elementwise, reduction, scalar
+from fastbn.kernels.jit import elementwise, inlined, reduction, scalar
+from fastbn.kernels.lanes import (
+    DOUBLES,
+    load,
+    load_doubles,
+    load_first,
+    load_first_doubles,
+    read,
+    spread_doubles,
+    stack,
+    store,
+    store_first,
+    store_first_doubles,
+    width,
+    write,
+)
 from fastbn.kernels.prefetch import prefetch
-from fastbn.kernels.rows import gradient_row, normalize_row
+from fastbn.kernels.stores import aligned, drain, put
 
 CHUNK = 512  # columns whose sums a task keeps at hand: 12 kB
-WIDE = 64  # columns of one channel from which its coefficients are better held in registers than spread over columns
+GROUP = 8  # rows, of two tensors half as many, that are summed together for one load and store of the sums
+WIDE = 2 * DOUBLES  # columns that are summed side by side
+ROWS = 4  # rows that are written together, for one load of the coefficients of their columns
+
+
+COLUMNS = 2048  # the most columns of a chunk
 
 
 @scalar
 def channels_of(inner: int) -> int:
-    """Channels in one chunk of columns."""
+    """Channels in one chunk of columns whose sums are kept."""
     return max(1, CHUNK // inner)
 
 
 @elementwise
-def _add_squares4(
-    x0: Array, x1: Array, x2: Array, x3: Array, pivot: Float64Array, total: Float64Array, square: Float64Array
+def _add_squares(
+    x: Address, at: int, stride: int, rows: int, size: int, pivot: Address, total: Address, square: Address
 ) -> None:
-    for i in range(pivot.size):
-        d0 = np.float64(x0[i]) - pivot[i]
-        d1 = np.float64(x1[i]) - pivot[i]
-        d2 = np.float64(x2[i]) - pivot[i]
-        d3 = np.float64(x3[i]) - pivot[i]
-        total[i] += (d0 + d1) + (d2 + d3)
-        square[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+    """Add ``rows`` runs of ``size`` values, the first from ``x[at]`` on, to the sums of their columns.
+
+    Two registers side by side, so that a line is taken from the cache once: rows that lie some KB apart crowd each
+    other out. The rows after these are asked for one line at a time: all at once, they took twice as long.
+    """
+    i = 0
+    while i + WIDE <= size:
+        p0, p1 = load_doubles(pivot, i), load_doubles(pivot, i + DOUBLES)
+        t0, t1 = load_doubles(total, i), load_doubles(total, i + DOUBLES)
+        s0, s1 = load_doubles(square, i), load_doubles(square, i + DOUBLES)
+        for k in range(at + i, at + i + rows * stride, stride):
+            for line in range(0, WIDE, width(x)):
+                prefetch(x, k + rows * stride + line)
+            d0, d1 = load_doubles(x, k) - p0, load_doubles(x, k + DOUBLES) - p1
+            t0, t1 = t0 + d0, t1 + d1
+            s0, s1 = s0 + d0 * d0, s1 + d1 * d1
+        store(total, i, t0)
+        store(total, i + DOUBLES, t1)
+        store(square, i, s0)
+        store(square, i + DOUBLES, s1)
+        i += WIDE
+    while i < size:
+        n = min(DOUBLES, size - i)
+        p0, t0, s0 = load_doubles(pivot, i), load_doubles(total, i), load_doubles(square, i)
+        for k in range(at + i, at + i + rows * stride, stride):
+            prefetch(x, k + rows * stride)
+            d0 = load_first_doubles(x, k, n, 0.0) - p0
+            t0 = t0 + d0
+            s0 = s0 + d0 * d0
+        store(total, i, t0)
+        store(square, i, s0)
+        i += DOUBLES
 
 
 @elementwise
-def _add_squares1(x: Array, pivot: Float64Array, total: Float64Array, square: Float64Array) -> None:
-    for i in range(pivot.size):
-        d = np.float64(x[i]) - pivot[i]
-        total[i] += d
-        square[i] += d * d
-
-
-@elementwise
-def _add_products2(
-    dout0: Array, dout1: Array, x0: Array, x1: Array, mean: Float64Array, total: Float64Array, product: Float64Array
+def _add_products(
+    dout: Address,
+    x: Address,
+    at: int,
+    stride: int,
+    rows: int,
+    size: int,
+    center: Address,
+    total: Address,
+    product: Address,
 ) -> None:
-    for i in range(mean.size):
-        d0 = np.float64(dout0[i])
-        d1 = np.float64(dout1[i])
-        total[i] += d0 + d1
-        product[i] += d0 * (np.float64(x0[i]) - mean[i]) + d1 * (np.float64(x1[i]) - mean[i])
+    """The same for ``dout`` and ``dout * (x - center)``."""
+    i = 0
+    while i + WIDE <= size:
+        c0, c1 = load_doubles(center, i), load_doubles(center, i + DOUBLES)
+        t0, t1 = load_doubles(total, i), load_doubles(total, i + DOUBLES)
+        p0, p1 = load_doubles(product, i), load_doubles(product, i + DOUBLES)
+        for k in range(at + i, at + i + rows * stride, stride):
+            for line in range(0, WIDE, width(x)):
+                prefetch(dout, k + rows * stride + line)
+                prefetch(x, k + rows * stride + line)
+            d0, d1 = load_doubles(dout, k), load_doubles(dout, k + DOUBLES)
+            t0, t1 = t0 + d0, t1 + d1
+            p0, p1 = p0 + d0 * (load_doubles(x, k) - c0), p1 + d1 * (load_doubles(x, k + DOUBLES) - c1)
+        store(total, i, t0)
+        store(total, i + DOUBLES, t1)
+        store(product, i, p0)
+        store(product, i + DOUBLES, p1)
+        i += WIDE
+    while i < size:
+        n = min(DOUBLES, size - i)
+        c0, t0, p0 = load_doubles(center, i), load_doubles(total, i), load_doubles(product, i)
+        for k in range(at + i, at + i + rows * stride, stride):
+            prefetch(dout, k + rows * stride)
+            prefetch(x, k + rows * stride)
+            d0 = load_first_doubles(dout, k, n, 0.0)
+            t0 = t0 + d0
+            p0 = p0 + d0 * (load_first_doubles(x, k, n, 0.0) - c0)
+        store(total, i, t0)
+        store(product, i, p0)
+        i += DOUBLES
 
 
-@elementwise
-def _add_products1(dout: Array, x: Array, mean: Float64Array, total: Float64Array, product: Float64Array) -> None:
-    for i in range(mean.size):
-        d = np.float64(dout[i])
-        total[i] += d
-        product[i] += d * (np.float64(x[i]) - mean[i])
+@scalar
+def _clear(columns: Address, size: int) -> None:
+    """Zeros in so many columns, and up to a whole register."""
+    for i in range(0, size, DOUBLES):
+        store(columns, i, spread_doubles(0.0))
 
 
 @reduction
-def _sum(values: Float64Array) -> float:
-    total = 0.0
-    for i in range(values.size):
-        total += values[i]
-    return total
-
-
-@elementwise
-def _add(terms: Float64Array, sums: Float64Array) -> None:
-    for i in range(sums.size):
-        sums[i] += terms[i]
-
-
-@scalar
-def _gather(columns: Float64Array, inner: int, values: Float64Array) -> None:
+def _gather(columns: Address, channels: int, inner: int, tile: int, values: Address) -> None:
     """Add up the columns of each channel."""
-    channels = values.size
-    if inner == 1:
-        values[:] = columns[:channels]
-        for first in range(channels, columns.size, channels):
-            _add(columns[first : first + channels], values)
-        return
     for c in range(channels):
-        values[c] = _sum(columns[c * inner : (c + 1) * inner])
+        total = 0.0
+        for i in range(inner):
+            total += read(columns, c * inner + i)
+        write(values, c, total)
+    for k in range(channels, channels * tile, channels):
+        for c in range(channels):
+            write(values, c, read(values, c) + read(columns, k + c))
 
 
 @scalar
-def pivots(x: Array, inner: int, pivot: Float64Array) -> None:
-    """The pivot of each channel: the first of its columns in this row."""
-    for c in range(pivot.size):
-        pivot[c] = pivot1(x[c * inner])
-
-
-@scalar
-def _finish(count: float, pivot: Float64Array, origin: Float64Array, total: Float64Array, square: Float64Array) -> None:
-    """Turn sums about ``pivot`` into those about ``origin`` (in ``total``) and centred ones (in ``square``)."""
-    for c in range(pivot.size):
-        _, total[c], square[c] = block_moments1(count, pivot[c], total[c], square[c], origin[c])
+def pivots(x: Address, at: int, channels: int, inner: int, pivot: Address) -> None:
+    """The pivot of each channel: the first of its columns in the row that begins at ``x[at]``."""
+    for c in range(channels):
+        write(pivot, c, pivot1(read(x, at + c * inner)))
 
 
 @scalar
 def chunk_moments(
-    x: Array,
-    inner: int,
-    tile: int,
+    x: Address,
+    shape: Matrix,
     left: int,
     right: int,
     start: int,
     stop: int,
-    origin: Float64Array,
-    total: Float64Array,
-    m2: Float64Array,
+    origin: Address,
+    total: Address,
+    m2: Address,
 ) -> None:
-    """Moments about ``origin`` of rows ``start`` to ``stop`` into ``total[left:right]`` and ``m2[left:right]``."""
+    """Moments about ``origin`` of rows ``start`` to ``stop`` into ``total`` and ``m2``, for ``left`` to ``right``."""
+    _, tile, channels, inner = shape
+    stride = tile * channels * inner
     first = left * inner * tile
-    last = right * inner * tile
-    sums = np.zeros((3, last - first))
-    pivot, column_total, square = sums[0], sums[1], sums[2]
-    channel_pivot = np.empty(right - left)
-    pivots(x[start][first:last], inner, channel_pivot)
-    spread(channel_pivot, inner, pivot)
-    tail = start + (stop - start) // 4 * 4
-    for n in range(start, tail, 4):
-        for ahead in range(n + 4, min(n + 8, stop)):
-            prefetch(x[ahead][first:last])
-        _add_squares4(
-            x[n][first:last],
-            x[n + 1][first:last],
-            x[n + 2][first:last],
-            x[n + 3][first:last],
-            pivot,
-            column_total,
-            square,
-        )
-    for n in range(tail, stop):
-        _add_squares1(x[n][first:last], pivot, column_total, square)
-    _gather(column_total, inner, total[left:right])
-    _gather(square, inner, m2[left:right])
-    count = np.float64((stop - start) * inner * tile)
-    _finish(count, channel_pivot, origin[left:right], total[left:right], m2[left:right])
+    size = (right - left) * inner * tile
+    pivot, values, squares = stack(origin, COLUMNS), stack(origin, COLUMNS), stack(origin, COLUMNS)
+    channel_pivot = stack(origin, COLUMNS)
+    pivots(x, start * stride + first, right - left, inner, channel_pivot)
+    for c in range(right - left):
+        write(pivot, c, read(channel_pivot, c))
+    spread_columns(pivot, right - left, inner, tile)
+    _clear(values, size)
+    _clear(squares, size)
+    for n in range(start, stop, GROUP):
+        _add_squares(x, n * stride + first, stride, min(GROUP, stop - n), size, pivot, values, squares)
+    _gather(values, right - left, inner, tile, values)
+    _gather(squares, right - left, inner, tile, squares)
+    count = spread_doubles((stop - start) * inner * tile)
+    for c in range(left, right, DOUBLES):
+        n = min(DOUBLES, right - c)
+        i = c - left
+        about = load_doubles(channel_pivot, i), load_first_doubles(origin, c, n, 0.0)
+        moments = block_moments1(count, about[0], load_doubles(values, i), load_doubles(squares, i), about[1])
+        store_first_doubles(total, c, n, moments[1])
+        store_first_doubles(m2, c, n, moments[2])
 
 
 @scalar
-def merge_columns(
-    count_a: float, total_a: Float64Array, m2_a: Float64Array, count_b: float, total_b: Float64Array, m2_b: Float64Array
-) -> None:
-    """Merge the moments ``b`` of every channel into ``a``."""
-    for c in range(total_a.size):
-        _, total_a[c], m2_a[c] = merge_moments1(count_a, total_a[c], m2_a[c], count_b, total_b[c], m2_b[c])
-
-
-@scalar
-def means_vars(origin: Float64Array, count: float, total: Float64Array, m2: Float64Array) -> None:
+def means_vars(left: int, right: int, origin: Address, count: float, total: Address, m2: Address) -> None:
     """Turn moments into means (in ``total``) and biased variances (in ``m2``)."""
-    for c in range(origin.size):
-        total[c], m2[c] = mean_var1(origin[c], count, total[c], m2[c])
+    counts = spread_doubles(count)
+    for c in range(left, right, DOUBLES):
+        n = min(DOUBLES, right - c)
+        sums = load_first_doubles(total, c, n, 0.0), load_first_doubles(m2, c, n, 0.0)
+        mean, var = mean_var1(load_first_doubles(origin, c, n, 0.0), counts, sums[0], sums[1])
+        store_first_doubles(total, c, n, mean)
+        store_first_doubles(m2, c, n, var)
+
+
+@scalar
+def merge_segments(parts: Address, shape: Matrix, segments: int, total: Address, m2: Address) -> None:
+    """Merge the moments of all segments in order; ``parts`` is (segments, 2, channels)."""
+    rows, tile, channels, inner = shape
+    for c in range(0, channels, DOUBLES):
+        n = min(DOUBLES, channels - c)
+        count = spread_doubles(rows // segments * inner * tile)
+        moments = count, load_first_doubles(parts, c, n, 0.0), load_first_doubles(parts, channels + c, n, 0.0)
+        for s in range(1, segments):
+            size = (rows * (s + 1) // segments - rows * s // segments) * inner * tile
+            i = 2 * s * channels + c
+            part = load_first_doubles(parts, i, n, 0.0), load_first_doubles(parts, i + channels, n, 0.0)
+            moments = merge_moments1(moments[0], moments[1], moments[2], spread_doubles(size), part[0], part[1])
+        store_first_doubles(total, c, n, moments[1])
+        store_first_doubles(m2, c, n, moments[2])
+
+
+@scalar
+def add_segments(parts: Address, channels: int, segments: int, sum_dout: Address, sum_product: Address) -> None:
+    """Add the sums of all segments in order; ``parts`` is (segments, 2, channels)."""
+    for c in range(0, channels, DOUBLES):
+        n = min(DOUBLES, channels - c)
+        values = products = spread_doubles(0.0)
+        for s in range(segments):
+            i = 2 * s * channels + c
+            values = values + load_first_doubles(parts, i, n, 0.0)
+            products = products + load_first_doubles(parts, i + channels, n, 0.0)
+        store_first_doubles(sum_dout, c, n, values)
+        store_first_doubles(sum_product, c, n, products)
 
 
 @scalar
 def chunk_sums(
-    dout: Array,
-    x: Array,
-    inner: int,
-    tile: int,
+    dout: Address,
+    x: Address,
+    shape: Matrix,
     left: int,
     right: int,
     start: int,
     stop: int,
-    mean: Float64Array,
-    sum_dout: Float64Array,
-    sum_product: Float64Array,
+    mean: Address,
+    sum_dout: Address,
+    sum_product: Address,
 ) -> None:
-    """``sum(dout)`` and ``sum(dout * (x - mean))`` of rows ``start`` to ``stop`` into the slices ``left:right``."""
+    """``sum(dout)`` and ``sum(dout * (x - mean))`` of rows ``start`` to ``stop``, for ``left`` to ``right``."""
+    _, tile, channels, inner = shape
+    stride = tile * channels * inner
     first = left * inner * tile
-    last = right * inner * tile
-    sums = np.zeros((3, last - first))
-    center, total, product = sums[0], sums[1], sums[2]
-    spread(mean[left:right], inner, center)
-    tail = start + (stop - start) // 2 * 2
-    for n in range(start, tail, 2):
-        for ahead in range(n + 2, min(n + 4, stop)):
-            prefetch(dout[ahead][first:last])
-            prefetch(x[ahead][first:last])
-        _add_products2(
-            dout[n][first:last],
-            dout[n + 1][first:last],
-            x[n][first:last],
-            x[n + 1][first:last],
-            center,
-            total,
-            product,
-        )
-    for n in range(tail, stop):
-        _add_products1(dout[n][first:last], x[n][first:last], center, total, product)
-    _gather(total, inner, sum_dout[left:right])
-    _gather(product, inner, sum_product[left:right])
+    size = (right - left) * inner * tile
+    center, values, products = stack(mean, COLUMNS), stack(mean, COLUMNS), stack(mean, COLUMNS)
+    for c in range(left, right):
+        write(center, c - left, read(mean, c))
+    spread_columns(center, right - left, inner, tile)
+    _clear(values, size)
+    _clear(products, size)
+    for n in range(start, stop, GROUP // 2):
+        _add_products(dout, x, n * stride + first, stride, min(GROUP // 2, stop - n), size, center, values, products)
+    _gather(values, right - left, inner, tile, values)
+    _gather(products, right - left, inner, tile, products)
+    for c in range(left, right):
+        write(sum_dout, c, read(values, c - left))
+        write(sum_product, c, read(products, c - left))
 
 
 @elementwise
-def _normalize_columns(x: Array, out: Array, center: Array, scale: Array, shift: Array) -> None:
-    for i in range(center.size):
-        out[i] = normalize1(x[i], center[i], scale[i], shift[i])
+def _normalize_part(
+    x: Address, out: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address3
+) -> None:
+    """Columns ``i`` to ``i + n``, fewer than a register."""
+    a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
+    for k in range(at + i, at + i + rows * stride, stride):
+        store_first(out, k, n, normalize1(load_first(x, k, n), a, b, c))
+
+
+@inlined
+def _normalize_rows(
+    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool
+) -> None:
+    """``rows`` runs of ``size`` values, the first from ``x[at]`` on; ``values`` are the coefficients of the columns."""
+    step = width(x)
+    i = 0
+    if streaming:
+        i = min(aligned(out, at) - at, size)
+        _normalize_part(x, out, at, stride, rows, 0, i, values)
+    while i + step <= size:
+        a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
+        for n in range(rows):
+            k = at + n * stride + i
+            put(out, k, normalize1(load(x, k), a, b, c), streaming)
+        i += step
+    if i < size:
+        _normalize_part(x, out, at, stride, rows, i, size - i, values)
 
 
 @scalar
 def normalize_chunk(
-    x: Array,
-    inner: int,
-    tile: int,
+    x: Address,
+    out: Address,
+    shape: Matrix,
     left: int,
     right: int,
     start: int,
     stop: int,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    beta: Float64Array,
-    out: Array,
+    values: Address3,
+    streaming: bool,
 ) -> None:
-    """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``, last row first."""
+    """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``, last rows first.
+
+    ``values`` are the coefficients of the channels, with room for those of the columns.
+    """
+    _, tile, channels, inner = shape
+    stride = tile * channels * inner
     first = left * inner * tile
-    last = right * inner * tile
-    values = np.empty((3, right - left), x.dtype)
-    part = slice(left, right)
-    affine_channels(x, mean[part], inv_std[part], gamma[part], beta[part], values)
-    if inner >= WIDE:
-        for c in range(left, right):
-            i = c * inner
-            for n in range(stop - 1, start - 1, -1):
-                normalize_row(
-                    x[n][i : i + inner],
-                    out[n][i : i + inner],
-                    values[0, c - left],
-                    values[1, c - left],
-                    values[2, c - left],
-                )
-        return
-    coefficients = np.empty((3, last - first), x.dtype)
+    size = (right - left) * inner * tile
     for j in range(3):
-        spread(values[j], inner, coefficients[j])
-    for n in range(stop - 1, start - 1, -1):
-        _normalize_columns(x[n][first:last], out[n][first:last], coefficients[0], coefficients[1], coefficients[2])
+        spread_columns(values[j], right - left, inner, tile)
+    last = start + (stop - start) // ROWS * ROWS
+    for n in range(last, stop):
+        _normalize_rows(x, out, n * stride + first, stride, 1, size, values, streaming)
+    for n in range(last - ROWS, start - 1, -ROWS):
+        _normalize_rows(x, out, n * stride + first, stride, ROWS, size, values, streaming)
+    if streaming:
+        drain()
 
 
 @elementwise
-def _gradient_columns(
-    dout: Array,
-    x: Array,
-    dx: Array,
-    center: Array,
-    unit: Array,
-    shift: Array,
-    scale: Array,
-    slope: Array,
-    offset: Array,
+def _gradient_part(
+    dout: Address, x: Address, dx: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address6
 ) -> None:
-    for i in range(center.size):
-        dx[i] = grad_input1(dout[i], x[i], center[i], unit[i], shift[i], scale[i], slope[i], offset[i])
+    """As ``_normalize_part``."""
+    a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
+    d, e, f = load(values[3], i), load(values[4], i), load(values[5], i)
+    for k in range(at + i, at + i + rows * stride, stride):
+        store_first(dx, k, n, grad_input1(load_first(dout, k, n), load_first(x, k, n), a, b, c, d, e, f))
+
+
+@inlined
+def _gradient_rows(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    at: int,
+    stride: int,
+    rows: int,
+    size: int,
+    values: Address6,
+    streaming: bool,
+) -> None:
+    """As ``_normalize_rows``."""
+    step = width(x)
+    i = 0
+    if streaming:
+        i = min(aligned(dx, at) - at, size)
+        _gradient_part(dout, x, dx, at, stride, rows, 0, i, values)
+    while i + step <= size:
+        a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
+        d, e, f = load(values[3], i), load(values[4], i), load(values[5], i)
+        for n in range(rows):
+            k = at + n * stride + i
+            put(dx, k, grad_input1(load(dout, k), load(x, k), a, b, c, d, e, f), streaming)
+        i += step
+    if i < size:
+        _gradient_part(dout, x, dx, at, stride, rows, i, size - i, values)
 
 
 @scalar
 def gradient_chunk(
-    tensors: tuple[Array, Array, Array],
-    inner: int,
-    tile: int,
+    dout: Address,
+    x: Address,
+    dx: Address,
+    shape: Matrix,
     left: int,
     right: int,
     start: int,
     stop: int,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Float64Array,
-    sum_dout: Float64Array,
-    sum_dout_xhat: Float64Array,
-    count: float,
+    values: Address6,
+    streaming: bool,
 ) -> None:
-    """``tensors`` are dout, x and dx: write dx for rows and channels as ``normalize_chunk`` does."""
-    dout, x, dx = tensors
+    """Write dx for rows and channels as ``normalize_chunk`` does."""
+    _, tile, channels, inner = shape
+    stride = tile * channels * inner
     first = left * inner * tile
-    last = right * inner * tile
-    values = np.empty((6, right - left), x.dtype)
-    part = slice(left, right)
-    gradient_channels(x, mean[part], inv_std[part], gamma[part], sum_dout[part], sum_dout_xhat[part], count, values)
-    if inner >= WIDE:
-        for c in range(left, right):
-            i = c * inner
-            k = c - left
-            for n in range(stop - 1, start - 1, -1):
-                gradient_row(
-                    dout[n][i : i + inner],
-                    x[n][i : i + inner],
-                    dx[n][i : i + inner],
-                    values[0, k],
-                    values[1, k],
-                    values[2, k],
-                    values[3, k],
-                    values[4, k],
-                    values[5, k],
-                )
-        return
-    coefficients = np.empty((6, last - first), x.dtype)
+    size = (right - left) * inner * tile
     for j in range(6):
-        spread(values[j], inner, coefficients[j])
-    for n in range(stop - 1, start - 1, -1):
-        _gradient_columns(
-            dout[n][first:last],
-            x[n][first:last],
-            dx[n][first:last],
-            coefficients[0],
-            coefficients[1],
-            coefficients[2],
-            coefficients[3],
-            coefficients[4],
-            coefficients[5],
-        )
+        spread_columns(values[j], right - left, inner, tile)
+    last = start + (stop - start) // ROWS * ROWS
+    for n in range(last, stop):
+        _gradient_rows(dout, x, dx, n * stride + first, stride, 1, size, values, streaming)
+    for n in range(last - ROWS, start - 1, -ROWS):
+        _gradient_rows(dout, x, dx, n * stride + first, stride, ROWS, size, values, streaming)
+    if streaming:
+        drain()

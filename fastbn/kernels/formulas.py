@@ -1,7 +1,7 @@
 """The formulas of batch normalization for one channel or one value, shared by every layout and target.
 
-The suffix 1 marks a function of scalars. Coefficients are computed in float64 and cast to the dtype of ``x`` last;
-``x`` is an argument of some functions for its dtype only.
+The suffix 1 marks a function of one channel or value. But for ``pivot1`` they take ``lanes`` of
+eight channels or sixteen values as well. Coefficients are computed in float64; ``x`` is an argument for its dtype.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
-from fastbn._typing import Array, Coefficients3, Coefficients6, Moments3, Scalar
+from fastbn._typing import Address, Coefficients3, Coefficients6, Moments3, Scalar
 from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.lanes import if_zero, not_negative, root, rounded
 
 
 @scalar
@@ -29,44 +30,40 @@ def pivot1(value: Scalar) -> float:
 
 
 @scalar
-def block_moments1(count: float, pivot: float, total: float, square: float, origin: float) -> Moments3:
+def block_moments1(count: Scalar, pivot: Scalar, total: Scalar, square: Scalar, origin: Scalar) -> Moments3:
     """Moments of a block from ``total = sum(x - pivot)`` and ``square = sum((x - pivot)**2)``.
 
     Moments are a count, the sum of ``x - origin``, and the centred sum of squares. All blocks of a channel share the
     origin, one of the channel's values, so that their sums add up without rounding where the data allow it.
     """
-    m2 = square - total / count * total
-    if m2 < 0.0:  # rounding; NaN passes
-        m2 = 0.0
+    m2 = not_negative(square - total / count * total)  # rounding can make it so
     return count, total + count * (pivot - origin), m2
 
 
 @scalar
 def merge_moments1(
-    count_a: float, total_a: float, m2_a: float, count_b: float, total_b: float, m2_b: float
+    count_a: Scalar, total_a: Scalar, m2_a: Scalar, count_b: Scalar, total_b: Scalar, m2_b: Scalar
 ) -> Moments3:
     """Moments of two disjoint sets together (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-    if count_a == 0.0:
-        return count_b, total_b, m2_b
     count = count_a + count_b
     delta = total_b / count_b - total_a / count_a
     return count, total_a + total_b, m2_a + m2_b + delta * delta * (count_a * count_b / count)
 
 
 @scalar
-def mean_var1(origin: float, count: float, total: float, m2: float) -> tuple[float, float]:
+def mean_var1(origin: Scalar, count: Scalar, total: Scalar, m2: Scalar) -> tuple[Scalar, Scalar]:
     """Mean and biased variance from moments."""
     return origin + total / count, m2 / count
 
 
 @scalar
-def inv_std1(var: float, eps: float) -> float:
-    """``1 / sqrt(var + eps)``, rounded as NumPy rounds it."""
-    return 1.0 / math.sqrt(var + eps)
+def inv_std1(var: Scalar, eps: Scalar, one: Scalar) -> Scalar:
+    """``1 / sqrt(var + eps)``, rounded as NumPy rounds it; ``one`` is 1, of the kind of ``var``."""
+    return one / root(var + eps)
 
 
 @scalar
-def affine1(x: Array, mean: float, inv_std: float, gamma: float, beta: float) -> Coefficients3:
+def affine1(x: Address, mean: Scalar, inv_std: Scalar, gamma: Scalar, beta: Scalar) -> Coefficients3:
     """``center, scale, shift`` such that ``out = (x - center) * scale + shift``.
 
     ``center`` is the mean rounded to the dtype of ``x``; what the rounding lost goes into ``shift``. Near the mean the
@@ -74,11 +71,10 @@ def affine1(x: Array, mean: float, inv_std: float, gamma: float, beta: float) ->
     ``x * scale + shift``), at the same traffic.
     """
     scale = gamma * inv_std
-    center = x.dtype.type(mean)
-    lost = mean - np.float64(center)
-    if lost == 0.0:  # also where scale is infinite (a variance of 0 with eps = 0)
-        return center, x.dtype.type(scale), x.dtype.type(beta)
-    return center, x.dtype.type(scale), x.dtype.type(beta - lost * scale)
+    center = rounded(x, mean)
+    lost = mean - center
+    shift = if_zero(lost, beta, beta - lost * scale)  # scale may be infinite (a variance of 0 with eps = 0)
+    return center, scale, shift
 
 
 @elementwise
@@ -89,7 +85,13 @@ def normalize1(x: Scalar, center: Scalar, scale: Scalar, shift: Scalar) -> Scala
 
 @scalar
 def gradient1(
-    x: Array, mean: float, inv_std: float, gamma: float, sum_dout: float, sum_dout_xhat: float, count: float
+    x: Address,
+    mean: Scalar,
+    inv_std: Scalar,
+    gamma: Scalar,
+    sum_dout: Scalar,
+    sum_dout_xhat: Scalar,
+    count: Scalar,
 ) -> Coefficients6:
     """``center, unit, shift, scale, slope, offset`` of ``grad_input1``.
 
@@ -98,10 +100,12 @@ def gradient1(
     leaves float32's range for data of deviation 1e20.
     """
     scale = gamma * inv_std
-    center, unit, shift = affine1(x, mean, inv_std, 1.0, 0.0)
-    slope = x.dtype.type(-scale * (sum_dout_xhat / count))
-    offset = x.dtype.type(-scale * (sum_dout / count))
-    return center, unit, shift, x.dtype.type(scale), slope, offset
+    center = rounded(x, mean)
+    lost = mean - center
+    shift = if_zero(lost, lost, (center - mean) * inv_std)
+    slope = scale * (sum_dout_xhat / count)
+    offset = scale * (sum_dout / count)
+    return center, inv_std, shift, scale, slope, offset
 
 
 @elementwise
@@ -117,4 +121,4 @@ def grad_input1(
 ) -> Scalar:
     """One value of ``dx``; the arguments after ``x`` are those of ``gradient1``."""
     x_hat = (x - center) * unit + shift
-    return scale * dout + (slope * x_hat + offset)
+    return scale * dout - (slope * x_hat + offset)

@@ -40,6 +40,11 @@ def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_COMMON)(function))
 
 
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """``elementwise``, compiled anew into each place that calls it, so that a constant argument unrolls a loop."""
+    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_COMMON)(function))
+
+
 def reduction(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with reordered sums. Not ``fastmath=True``, which would delete the handling of NaN and infinity."""
     return cast(Callable[P, R], numba.njit(fastmath={"reassoc", "nsz", "arcp", "contract"}, **_COMMON)(function))
@@ -86,6 +91,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
 
 
+def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
+    """Compile what is called from Python, and keep it."""
+    if numba.config.DISABLE_JIT:  # compiled code does not warn of NaN and infinity either
+        return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+    compiled = numba.njit(parallel=parallel, **_COMMON)(function)
+    cache.attach(compiled)
+    return cast(Callable[P, R], compiled)
+
+
+def small(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile what is called from Python and is too little work for threads."""
+    return _compile(function, parallel=False)
+
+
 def threading_layer() -> str:
     """The threading layer that Numba chose; starts it if no parallel kernel has run yet."""
     if numba.config.DISABLE_JIT:
@@ -120,11 +139,7 @@ class Kernel(Generic[P]):
         twin.__qualname__ = name
         twin.__module__ = body.__module__
         twin.__doc__ = body.__doc__
-        if numba.config.DISABLE_JIT:  # compiled code does not warn of NaN and infinity either
-            return np.errstate(all="ignore")(cast(Callable[P, None], twin))
-        compiled = numba.njit(parallel=parallel, **_COMMON)(twin)
-        cache.attach(compiled)
-        return cast(Callable[P, None], compiled)
+        return _compile(cast(Callable[P, None], twin), parallel=parallel)
 
 
 def kernel(body: Callable[P, None]) -> Kernel[P]:

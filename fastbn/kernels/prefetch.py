@@ -11,45 +11,28 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
 
-from fastbn._typing import Array
-from fastbn.kernels.jit import scalar
-
-_CACHE_LINE = 64  # bytes, of every x86-64 and nearly every arm64; elsewhere the cost is a hint too many or too few
+from fastbn.kernels.lanes import instruction, pointer
 
 
-@intrinsic
-def _prefetch_element(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 - Numba's signature
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        hint = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [pointer.type],
-            ir.FunctionType(ir.VoidType(), [pointer.type, ir.IntType(32), ir.IntType(32), ir.IntType(32)]),
-        )
-        read, keep_in_all_levels, data_cache = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
-        builder.call(hint, [pointer, read, keep_in_all_levels, data_cache])
-        return context.get_dummy_value()
+def _hint(intent: int) -> Any:
+    def typing(typingctx: Any, x: Any, i: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            byte, i32 = ir.IntType(8), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), i32, i32, i32])
+            hint = builder.module.declare_intrinsic("llvm.prefetch", [byte.as_pointer()], kind)
+            keep_in_all_levels, data_cache = 3, 1
+            numbers = (ir.Constant(i32, number) for number in (intent, keep_in_all_levels, data_cache))
+            builder.call(hint, [pointer(builder, args[0], args[1], byte), *numbers])
+            return context.get_dummy_value()
 
-    return types.void(array, index), codegen
+        return types.void(x, i), codegen
 
-
-def _prefetch1(row: Array, index: int) -> None:
-    """Ask for the cache line of ``row[index]``; nothing at all where the code is interpreted."""
+    return instruction(lambda x, i: None)(typing)
 
 
-@overload(_prefetch1)
-def _compile_prefetch1(row: Array, index: int) -> Any:  # noqa: ARG001 - types here, values below
-    def prefetch1(row: Array, index: int) -> None:
-        _prefetch_element(row, index)
+prefetch = _hint(0)
+"""Ask for the cache line of ``x[i]``, which may lie beyond the end."""
 
-    return prefetch1
-
-
-@scalar
-def prefetch(row: Array) -> None:
-    """Ask for the whole of a contiguous ``row`` before it is needed."""
-    for index in range(0, row.size, _CACHE_LINE // row.itemsize):
-        _prefetch1(row, index)
+prefetch_to_write = _hint(1)
+"""The same, for a line that is to be written."""

@@ -1,25 +1,44 @@
-"""The work on one channel of contiguous rows, for ``channels_first``.
+"""The sums of a group of neighbouring channels, for ``channels_first``.
 
-Sums run over *strips* of a row in vector registers, in float64; strips add up to a *block* of about ``BLOCK`` values
-that share a pivot; blocks are merged one after another.
+Tensors are flat, given by their addresses; ``shape`` is (outer, channels, inner), ``left`` and ``right`` bound the
+group. Sums run in registers, in float64, over a *block* of about ``BLOCK`` values of a channel that share a pivot: a
+piece of a row where rows are long, a number of rows where they are short. Blocks are merged one after another. A
+channel's sums do not depend on its group.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Array, Moments3, Scalar
-from fastbn.kernels.formulas import block_moments1, grad_input1, merge_moments1, normalize1, pivot1
-from fastbn.kernels.jit import elementwise, reduction, scalar
+from fastbn._typing import Address, Scalar, Shape3
+from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
+from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.lanes import (
+    DOUBLES,
+    load_doubles,
+    load_first_doubles,
+    read,
+    spread_doubles,
+    stack,
+    store,
+    sum_of,
+    width,
+    write,
+)
 from fastbn.kernels.prefetch import prefetch
 
+PARALLEL = 1 << 16  # values of a tensor from which threads are used
+SLICE = 65536  # values of a group, to stay in the second-level cache from one pass to the next
+GROUP = 256  # the most channels of a group
+GROUP_LANES = GROUP * DOUBLES
+GROUPS = 32  # the fewest groups, as far as there are channels: they are what is shared out among threads
 BLOCK = 4096  # values that share one pivot; also the longest run that is summed without a merge
-STRIP = 256  # values between two bursts of prefetches; 512 and 1,024 read 10% to 30% slower
+UNROLL = 4 * DOUBLES  # values that are summed side by side, so that no addition waits for the one before it
 
 
 @scalar
 def rows_at_once(inner: int) -> int:
-    """Rows of a block, or of a task of the second pass: about ``BLOCK`` values."""
+    """Rows of a block: about ``BLOCK`` values."""
     return max(1, BLOCK // inner)
 
 
@@ -36,167 +55,169 @@ def blocks_of(outer: int, inner: int) -> int:
 
 
 @scalar
-def _following(x: Array, n: int, c: int, k: int) -> Array:
-    """The piece of a row that is read after piece ``k`` of row ``(n, c)``, for prefetching."""
-    outer, channels, inner = x.shape
+def group_of(shape: Shape3, size: int) -> int:
+    """Channels of a group of about ``size`` values; where threads are used, few enough for ``GROUPS`` groups."""
+    outer, channels, inner = shape
+    group = max(1, min(GROUP, size // (outer * inner)))
+    return group if channels * outer * inner < PARALLEL else max(1, min(group, channels // GROUPS))
+
+
+@scalar
+def _following(shape: Shape3, left: int, right: int, n: int, k: int) -> int:
+    """How far it is from piece ``k`` of a row to the run that is read next for the same place in a group."""
+    outer, channels, inner = shape
     if (k + 1) * BLOCK < inner:
-        return x[n, c][(k + 1) * BLOCK : (k + 2) * BLOCK]
+        return BLOCK
     if n + 1 < outer:
-        return x[n + 1, c][:BLOCK]
-    return x[0, min(c + 1, channels - 1)][:BLOCK]
+        return channels * inner - k * BLOCK
+    return (right - left - n * channels) * inner - k * BLOCK
 
 
-@reduction
-def _strip_squares(x: Array, pivot: float) -> tuple[float, float]:
-    total = 0.0
-    square = 0.0
-    for i in range(x.size):
-        d = np.float64(x[i]) - pivot
-        total += d
-        square += d * d
-    return total, square
+@elementwise
+def _run_squares(x: Address, start: int, stop: int, pivot: Scalar, following: int) -> tuple[Scalar, Scalar]:
+    """Lanes of ``sum(x - pivot)`` and ``sum((x - pivot)**2)`` of ``x[start:stop]``."""
+    total0 = total1 = total2 = total3 = spread_doubles(0.0)
+    square0 = square1 = square2 = square3 = spread_doubles(0.0)
+    shift = spread_doubles(pivot)
+    i = start
+    while i + UNROLL <= stop:
+        for k in range(0, UNROLL, width(x)):
+            prefetch(x, following + i - start + k)
+        d0 = load_doubles(x, i) - shift
+        d1 = load_doubles(x, i + DOUBLES) - shift
+        d2 = load_doubles(x, i + 2 * DOUBLES) - shift
+        d3 = load_doubles(x, i + 3 * DOUBLES) - shift
+        total0, total1, total2, total3 = total0 + d0, total1 + d1, total2 + d2, total3 + d3
+        square0, square1 = square0 + d0 * d0, square1 + d1 * d1
+        square2, square3 = square2 + d2 * d2, square3 + d3 * d3
+        i += UNROLL
+    prefetch(x, following + i - start)
+    while i + DOUBLES <= stop:
+        d0 = load_doubles(x, i) - shift
+        total0 = total0 + d0
+        square0 = square0 + d0 * d0
+        i += DOUBLES
+    if i < stop:
+        d0 = load_first_doubles(x, i, stop - i, pivot) - shift
+        total1 = total1 + d0
+        square1 = square1 + d0 * d0
+    return (total0 + total1) + (total2 + total3), (square0 + square1) + (square2 + square3)
 
 
 @scalar
-def _piece_squares(x: Array, following: Array, pivot: float) -> tuple[float, float]:
-    """``sum(x - pivot)`` and ``sum((x - pivot)**2)`` of one contiguous piece."""
-    total = 0.0
-    square = 0.0
-    for start in range(0, x.size, STRIP):
-        prefetch(following[start : start + STRIP])
-        strip_total, strip_square = _strip_squares(x[start : start + STRIP], pivot)
-        total += strip_total
-        square += strip_square
-    return total, square
-
-
-@scalar
-def origin_of(x: Array, c: int) -> float:
+def origin_of(x: Address, shape: Shape3, c: int) -> float:
     """What the moments of a channel are about: the pivot of its first value."""
-    return pivot1(x[0, c, 0])
+    return pivot1(read(x, c * shape[2]))
 
 
 @scalar
-def segment_moments(x: Array, c: int, start: int, stop: int) -> Moments3:
-    """Moments of the blocks ``start`` to ``stop`` of channel ``c``, about ``origin_of`` the channel."""
-    outer, _, inner = x.shape
+def group_moments(
+    x: Address, shape: Shape3, left: int, right: int, start: int, stop: int, total: Address, m2: Address
+) -> float:
+    """Moments about ``origin_of`` of the blocks ``start`` to ``stop``, into ``total`` and ``m2``; their count."""
+    outer, channels, inner = shape
     pieces = pieces_of(inner)
     rows = rows_at_once(inner)
-    origin = origin_of(x, c)
-    moments = (0.0, 0.0, 0.0)
+    pivot, values, squares = stack(total, GROUP), stack(total, GROUP_LANES), stack(total, GROUP_LANES)
+    count = 0.0
     for block in range(start, stop):
         k = block % pieces
         first = block // pieces * rows
         last = min(first + rows, outer)
-        pivot = pivot1(x[first, c, k * BLOCK])
-        total = 0.0
-        square = 0.0
+        length = min(BLOCK, inner - k * BLOCK)
+        for c in range(right - left):
+            write(pivot, c, pivot1(read(x, (first * channels + left + c) * inner + k * BLOCK)))
+            store(values, c * DOUBLES, spread_doubles(0.0))
+            store(squares, c * DOUBLES, spread_doubles(0.0))
         for n in range(first, last):
-            piece = x[n, c][k * BLOCK : (k + 1) * BLOCK]
-            piece_total, piece_square = _piece_squares(piece, _following(x, n, c, k), pivot)
-            total += piece_total
-            square += piece_square
-        size = np.float64((last - first) * min(BLOCK, inner - k * BLOCK))
-        count, about_origin, m2 = block_moments1(size, pivot, total, square, origin)
-        moments = merge_moments1(moments[0], moments[1], moments[2], count, about_origin, m2)
-    return moments
+            following = _following(shape, left, right, n, k)
+            for c in range(right - left):
+                i = (n * channels + left + c) * inner + k * BLOCK
+                run_values, run_squares = _run_squares(x, i, i + length, read(pivot, c), i + following)
+                store(values, c * DOUBLES, load_doubles(values, c * DOUBLES) + run_values)
+                store(squares, c * DOUBLES, load_doubles(squares, c * DOUBLES) + run_squares)
+        size = np.float64((last - first) * length)
+        for c in range(left, right):
+            j = c - left
+            value, square = sum_of(load_doubles(values, j * DOUBLES)), sum_of(load_doubles(squares, j * DOUBLES))
+            moments = block_moments1(size, read(pivot, j), value, square, origin_of(x, shape, c))
+            if block > start:
+                moments = merge_moments1(count, read(total, c), read(m2, c), moments[0], moments[1], moments[2])
+            write(total, c, moments[1])
+            write(m2, c, moments[2])
+        count += size
+    return count
 
 
-@reduction
-def _strip_products(dout: Array, x: Array, mean: float) -> tuple[float, float]:
-    total = 0.0
-    product = 0.0
-    for i in range(x.size):
-        d = np.float64(dout[i])
-        total += d
-        product += d * (np.float64(x[i]) - mean)
-    return total, product
+@elementwise
+def _run_products(
+    dout: Address, x: Address, start: int, stop: int, mean: Scalar, following: int
+) -> tuple[Scalar, Scalar]:
+    """Lanes of ``sum(dout)`` and ``sum(dout * (x - mean))`` from ``start`` to ``stop``."""
+    total0 = total1 = total2 = total3 = spread_doubles(0.0)
+    product0 = product1 = product2 = product3 = spread_doubles(0.0)
+    center = spread_doubles(mean)
+    i = start
+    while i + UNROLL <= stop:
+        for k in range(0, UNROLL, width(x)):
+            prefetch(dout, following + i - start + k)
+            prefetch(x, following + i - start + k)
+        d0 = load_doubles(dout, i)
+        d1 = load_doubles(dout, i + DOUBLES)
+        d2 = load_doubles(dout, i + 2 * DOUBLES)
+        d3 = load_doubles(dout, i + 3 * DOUBLES)
+        total0, total1, total2, total3 = total0 + d0, total1 + d1, total2 + d2, total3 + d3
+        product0 = product0 + d0 * (load_doubles(x, i) - center)
+        product1 = product1 + d1 * (load_doubles(x, i + DOUBLES) - center)
+        product2 = product2 + d2 * (load_doubles(x, i + 2 * DOUBLES) - center)
+        product3 = product3 + d3 * (load_doubles(x, i + 3 * DOUBLES) - center)
+        i += UNROLL
+    prefetch(dout, following + i - start)
+    prefetch(x, following + i - start)
+    while i + DOUBLES <= stop:
+        d0 = load_doubles(dout, i)
+        total0 = total0 + d0
+        product0 = product0 + d0 * (load_doubles(x, i) - center)
+        i += DOUBLES
+    if i < stop:
+        d0 = load_first_doubles(dout, i, stop - i, 0.0)
+        total1 = total1 + d0
+        product1 = product1 + d0 * (load_first_doubles(x, i, stop - i, mean) - center)
+    return (total0 + total1) + (total2 + total3), (product0 + product1) + (product2 + product3)
 
 
 @scalar
-def segment_sums(dout: Array, x: Array, c: int, mean: float, start: int, stop: int) -> tuple[float, float]:
-    """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop`` of channel ``c``."""
-    outer, _, inner = x.shape
+def group_sums(
+    dout: Address,
+    x: Address,
+    shape: Shape3,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    mean: Address,
+    sum_dout: Address,
+    sum_product: Address,
+) -> None:
+    """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop``."""
+    outer, channels, inner = shape
     pieces = pieces_of(inner)
     rows = rows_at_once(inner)
-    total = 0.0
-    product = 0.0
+    values, products = stack(mean, GROUP_LANES), stack(mean, GROUP_LANES)
+    for c in range(right - left):
+        store(values, c * DOUBLES, spread_doubles(0.0))
+        store(products, c * DOUBLES, spread_doubles(0.0))
     for block in range(start, stop):
         k = block % pieces
         first = block // pieces * rows
+        length = min(BLOCK, inner - k * BLOCK)
         for n in range(first, min(first + rows, outer)):
-            dout_piece = dout[n, c][k * BLOCK : (k + 1) * BLOCK]
-            x_piece = x[n, c][k * BLOCK : (k + 1) * BLOCK]
-            dout_following = _following(dout, n, c, k)
-            x_following = _following(x, n, c, k)
-            for s in range(0, x_piece.size, STRIP):
-                prefetch(dout_following[s : s + STRIP])
-                prefetch(x_following[s : s + STRIP])
-                strip_total, strip_product = _strip_products(dout_piece[s : s + STRIP], x_piece[s : s + STRIP], mean)
-                total += strip_total
-                product += strip_product
-    return total, product
-
-
-@elementwise
-def normalize_row(x: Array, out: Array, center: Scalar, scale: Scalar, shift: Scalar) -> None:
-    """One contiguous run of values with one set of coefficients (see ``affine1``)."""
-    for i in range(x.size):
-        out[i] = normalize1(x[i], center, scale, shift)
-
-
-@elementwise
-def gradient_row(
-    dout: Array,
-    x: Array,
-    dx: Array,
-    center: Scalar,
-    unit: Scalar,
-    shift: Scalar,
-    scale: Scalar,
-    slope: Scalar,
-    offset: Scalar,
-) -> None:
-    """One contiguous run of values with one set of coefficients (see ``gradient1``)."""
-    for i in range(x.size):
-        dx[i] = grad_input1(dout[i], x[i], center, unit, shift, scale, slope, offset)
-
-
-@scalar
-def normalize_rows(x: Array, out: Array, coefficients: Array, first: int, last: int, k: int) -> None:
-    """Piece ``k`` of the rows ``first`` to ``last`` of a (outer * C, inner) matrix, with ``affine_channels``."""
-    channels = coefficients.shape[1]
-    start = k * BLOCK
-    stop = start + BLOCK
-    c = first % channels
-    for row in range(first, last):
-        normalize_row(
-            x[row][start:stop], out[row][start:stop], coefficients[0, c], coefficients[1, c], coefficients[2, c]
-        )
-        c += 1
-        if c == channels:
-            c = 0
-
-
-@scalar
-def gradient_rows(dout: Array, x: Array, dx: Array, coefficients: Array, first: int, last: int, k: int) -> None:
-    """The same for the gradient, with ``gradient_channels``."""
-    channels = coefficients.shape[1]
-    start = k * BLOCK
-    stop = start + BLOCK
-    c = first % channels
-    for row in range(first, last):
-        gradient_row(
-            dout[row][start:stop],
-            x[row][start:stop],
-            dx[row][start:stop],
-            coefficients[0, c],
-            coefficients[1, c],
-            coefficients[2, c],
-            coefficients[3, c],
-            coefficients[4, c],
-            coefficients[5, c],
-        )
-        c += 1
-        if c == channels:
-            c = 0
+            following = _following(shape, left, right, n, k)
+            for c in range(right - left):
+                i = (n * channels + left + c) * inner + k * BLOCK
+                run_values, run_products = _run_products(dout, x, i, i + length, read(mean, left + c), i + following)
+                store(values, c * DOUBLES, load_doubles(values, c * DOUBLES) + run_values)
+                store(products, c * DOUBLES, load_doubles(products, c * DOUBLES) + run_products)
+    for c in range(left, right):
+        write(sum_dout, c, sum_of(load_doubles(values, (c - left) * DOUBLES)))
+        write(sum_product, c, sum_of(load_doubles(products, (c - left) * DOUBLES)))

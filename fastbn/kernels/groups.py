@@ -1,0 +1,158 @@
+"""The output of a group of channels, for ``channels_first``: runs of neighbouring channels, one run for each sample.
+
+Tensors are flat, given by their addresses; ``shape`` is (outer, channels, inner), ``left`` and ``right`` bound the
+group, ``start`` and ``stop`` the samples. The last samples come first: the sums ended on them.
+"""
+
+from __future__ import annotations
+
+from fastbn._typing import Address, Address3, Address6, Shape3
+from fastbn.kernels.formulas import grad_input1, normalize1
+from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.lanes import BYTES, blend, load, load_first, read, spread, store_first, width
+from fastbn.kernels.prefetch import prefetch, prefetch_to_write
+from fastbn.kernels.rows import GROUP
+from fastbn.kernels.stores import aligned, drain, put
+
+TASKS = 64  # tasks to aim at
+RUN = 16384  # values of a run where there is one pass only
+NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
+
+
+@scalar
+def cuts_of(shape: Shape3) -> tuple[int, int, int]:
+    """For one pass only: channels of a group, groups of samples, and pieces of a row that is a group of its own.
+
+    However a tensor is cut, the bits are the same.
+    """
+    outer, channels, inner = shape
+    group = max(1, min(GROUP, RUN // inner))
+    groups = -(-channels // group)
+    parts = min(outer, -(-TASKS // groups))
+    pieces = 1 if group > 1 else min(-(-inner // RUN), -(-TASKS // (groups * parts)))
+    return group, parts, pieces
+
+
+@elementwise
+def normalize_run(
+    x: Address, out: Address, start: int, count: int, inner: int, following: int, values: Address3, streaming: bool
+) -> None:
+    """``count`` channels of ``inner`` values each, side by side from ``x[start]`` on; ``values`` as of ``affine1``.
+
+    A register that holds values of two channels gets the coefficients of both: planes of any size from a register
+    up run at full width, and a streaming store is never cut. The run from ``following`` on comes next.
+    """
+    step = width(x)
+    center, scale, shift = values
+    a, b, c = spread(x, read(center, 0)), spread(x, read(scale, 0)), spread(x, read(shift, 0))
+    i = min(aligned(out, start), start + inner)
+    store_first(out, start, i - start, normalize1(load_first(x, start, i - start), a, b, c))
+    for channel in range(1, count + 1):
+        end = start + channel * inner
+        while i + step <= end:
+            prefetch(x, following + i - start)
+            if not streaming:
+                prefetch_to_write(out, following + i - start)
+            put(out, i, normalize1(load(x, i), a, b, c), streaming)
+            i += step
+        if channel == count:
+            store_first(out, i, end - i, normalize1(load_first(x, i, end - i), a, b, c))
+            return
+        n = end - i
+        a0, b0, c0 = a, b, c
+        a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
+        put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
+        i += step
+
+
+@elementwise
+def gradient_run(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    start: int,
+    count: int,
+    inner: int,
+    following: int,
+    values: Address6,
+    streaming: bool,
+) -> None:
+    """As ``normalize_run``; ``values`` as of ``gradient1``."""
+    step = width(x)
+    v0, v1, v2, v3, v4, v5 = values
+    a, b, c = spread(x, read(v0, 0)), spread(x, read(v1, 0)), spread(x, read(v2, 0))
+    d, e, f = spread(x, read(v3, 0)), spread(x, read(v4, 0)), spread(x, read(v5, 0))
+    i = min(aligned(dx, start), start + inner)
+    n = i - start
+    store_first(dx, start, n, grad_input1(load_first(dout, start, n), load_first(x, start, n), a, b, c, d, e, f))
+    for channel in range(1, count + 1):
+        end = start + channel * inner
+        while i + step <= end:
+            prefetch(dout, following + i - start)
+            prefetch(x, following + i - start)
+            if not streaming:
+                prefetch_to_write(dx, following + i - start)
+            put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d, e, f), streaming)
+            i += step
+        n = end - i
+        if channel == count:
+            store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d, e, f))
+            return
+        a0, b0, c0, d0, e0, f0 = a, b, c, d, e, f
+        a, b, c = spread(x, read(v0, channel)), spread(x, read(v1, channel)), spread(x, read(v2, channel))
+        d, e, f = spread(x, read(v3, channel)), spread(x, read(v4, channel)), spread(x, read(v5, channel))
+        a0, b0, c0 = blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)
+        d0, e0, f0 = blend(n, d0, d), blend(n, e0, e), blend(n, f0, f)
+        put(dx, i, grad_input1(load(dout, i), load(x, i), a0, b0, c0, d0, e0, f0), streaming)
+        i += step
+
+
+@scalar
+def normalize_group(
+    x: Address,
+    out: Address,
+    shape: Shape3,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    k: int,
+    pieces: int,
+    values: Address3,
+    streaming: bool,
+) -> None:
+    """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group."""
+    _, channels, inner = shape
+    first = inner * k // pieces
+    last = inner * (k + 1) // pieces
+    for n in range(stop - 1, start - 1, -1):
+        i = (n * channels + left) * inner + first
+        normalize_run(x, out, i, right - left, last - first, i - channels * inner, values, streaming)
+    if streaming:
+        drain()
+
+
+@scalar
+def gradient_group(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    shape: Shape3,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    k: int,
+    pieces: int,
+    values: Address6,
+    streaming: bool,
+) -> None:
+    """Write piece ``k`` of ``pieces`` of each row of dx; ``values`` are the coefficients of the group."""
+    _, channels, inner = shape
+    first = inner * k // pieces
+    last = inner * (k + 1) // pieces
+    for n in range(stop - 1, start - 1, -1):
+        i = (n * channels + left) * inner + first
+        gradient_run(dout, x, dx, i, right - left, last - first, i - channels * inner, values, streaming)
+    if streaming:
+        drain()

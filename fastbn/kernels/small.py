@@ -1,0 +1,41 @@
+"""Inference of small tensors in one call: for (1, 64) the way into a compiled function takes longer than the work."""
+
+from __future__ import annotations
+
+from fastbn._typing import Array, Float64Array, Shape3
+from fastbn.kernels.coefficients import affine_channels, statistics_channels
+from fastbn.kernels.columns import COLUMNS, normalize_chunk
+from fastbn.kernels.groups import NARROW, normalize_group
+from fastbn.kernels.jit import small
+from fastbn.kernels.lanes import data, stack
+
+
+@small
+def inference(
+    x: Array,
+    shape: Shape3,
+    mean: Array,
+    var: Array,
+    eps: float,
+    gamma: Array,
+    beta: Array,
+    out: Array,
+    mean64: Float64Array,
+    inv_std: Float64Array,
+) -> float:
+    """``affine_of_var``, then ``normalize`` on one thread, unless a variance lies below ``-eps``: the same bits.
+
+    Takes at most ``COLUMNS`` channels, and columns where rows are narrow. Returns the least variance.
+    """
+    outer, channels, inner = shape
+    values = stack(x, COLUMNS), stack(x, COLUMNS), stack(x, COLUMNS)
+    least = statistics_channels(data(mean), data(var), eps, channels, data(mean64), data(inv_std))
+    if least < -eps:
+        return least
+    affine_channels(data(x), 0, channels, data(mean64), data(inv_std), data(gamma), data(beta), values)
+    if inner < NARROW:
+        matrix = outer, 1, channels, inner
+        normalize_chunk(data(x), data(out), matrix, 0, channels, 0, outer, values, False)
+    else:
+        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, values, False)
+    return least
