@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn._layout import contiguous
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels.coefficients import weighted_mean
 
 Assignment: TypeAlias = tuple[Array, Any]
 """An array, and the values that it is to hold."""
@@ -31,12 +33,10 @@ def running_update(
     The batch's variance is divided by ``count - correction`` instead of ``count``. Computed in float64, stored in the
     dtype of the running arrays.
     """
-    var = var * (count / (count - correction))
-    with np.errstate(all="ignore"):  # NaN and infinity pass in silence, as they do in the kernels
-        return [
-            (running, ((1.0 - momentum) * running.astype(np.float64) + momentum * batch).astype(running.dtype))
-            for running, batch in ((running_mean, mean), (running_var, var))
-        ]
+    new = np.empty_like(running_mean), np.empty_like(running_var)
+    weighted_mean(contiguous(running_mean), mean, momentum, 1.0, new[0])
+    weighted_mean(contiguous(running_var), var, momentum, count / (count - correction), new[1])
+    return [(running_mean, new[0]), (running_var, new[1])]
 
 
 def assign_together(assignments: Sequence[Assignment]) -> None:

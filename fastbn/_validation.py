@@ -20,6 +20,7 @@ import numpy as np
 from fastbn._typing import Array
 
 _FLOATS = (np.float32, np.float64)
+_FLOAT32, _FLOAT64 = map(np.dtype, _FLOATS)
 _HALVES = ("float16", "bfloat16")
 
 
@@ -31,6 +32,8 @@ def _describe(value: object) -> str:
 
 def _array(name: str, value: Any) -> Array:
     """``value`` as a plain array of native float32 or float64, of any shape."""
+    if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
+        return value  # first of all what nearly always comes
     if isinstance(value, np.ma.MaskedArray) or (
         isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value)
     ):
@@ -73,6 +76,8 @@ def _writable(name: str, value: Any) -> Array:
 
 def _overlaps_itself(array: Array) -> bool:
     """Whether several indices may share memory (a broadcast, say). Errs on the side of yes for exotic strides."""
+    if array.flags.c_contiguous:
+        return False
     reach = array.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
@@ -108,7 +113,7 @@ def out_like(name: str, value: Any, x: Array, /, *, may_be: Array | None = None,
         raise ValueError(f"{name}: expected shape {x.shape}, that of x, got {out.shape}")
     if out.dtype != x.dtype:
         raise TypeError(f"{name}: expected dtype {x.dtype}, that of x, got {out.dtype}")
-    if may_be is not None and not _same_memory(out, may_be) and _share_memory(out, may_be):
+    if may_be is not None and _share_memory(out, may_be) and not _same_memory(out, may_be):
         raise ValueError(f"{name}: expected the input itself or memory of its own, got an overlap with the input")
     distinct({name: out}, **others)
     return cast(Array, value)  # the caller's own object, a memory map, say
@@ -120,7 +125,7 @@ def _same_memory(a: Array, b: Array) -> bool:
 
 
 def _share_memory(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
+    if (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b):
         return False
     try:
         return np.shares_memory(a, b, max_work=cast(Any, 100_000))  # NumPy's stubs know -1 and 0 only
@@ -140,6 +145,8 @@ def distinct(written: Mapping[str, Array | None], /, **others: Any) -> None:
 
 def integer(name: str, value: Any) -> int:
     """A whole number."""
+    if type(value) is int:
+        return value
     if not isinstance(value, bool | np.bool_):
         with contextlib.suppress(TypeError):
             return operator.index(value)
@@ -171,15 +178,15 @@ def dimensions(name: str, value: Any) -> tuple[int, ...] | None:
     return tuple(size(name, ndim) for ndim in value)
 
 
-def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> Array:
-    """``x`` for a layer: a tensor of one of the given numbers of dimensions, with the layer's number of channels."""
+def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> tuple[Array, int]:
+    """``x`` for a layer, and ``axis`` for it: one of the given numbers of dimensions, the layer's channels."""
     x = tensor("x", value)
     if ndims is not None and x.ndim not in ndims:
         raise ValueError(f"x: expected {' or '.join(map(str, ndims))} dimensions, got {x.ndim}")
-    found = x.shape[channel_axis(axis, x.ndim)]
-    if found != channels:
-        raise ValueError(f"x: expected {channels} channels on axis {axis}, got {found} in shape {x.shape}")
-    return x
+    index = channel_axis(axis, x.ndim)
+    if x.shape[index] != channels:
+        raise ValueError(f"x: expected {channels} channels on axis {axis}, got {x.shape[index]} in shape {x.shape}")
+    return x, index
 
 
 def vector(name: str, value: Any) -> Array:
@@ -210,17 +217,24 @@ def running(name: str, value: Any, channels: int) -> Array:
 
 def both_or_neither(**given: Any) -> bool:
     """Whether the two arguments are there; one alone is refused."""
-    (name_a, a), (name_b, b) = given.items()
-    if (a is None) != (b is None):
-        missing, present = (name_a, name_b) if a is None else (name_b, name_a)
-        raise ValueError(f"{missing}: expected an array, as {present} is given, got None")
-    return a is not None
+    a, b = given.values()
+    if (a is None) == (b is None):
+        return a is not None
+    name_a, name_b = given
+    missing, present = (name_a, name_b) if a is None else (name_b, name_a)
+    raise ValueError(f"{missing}: expected an array, as {present} is given, got None")
 
 
 def variance(name: str, var: Array, eps: float) -> None:
     """No variance below ``-eps``. NaN passes: it stays in its channel."""
-    if (var.astype(np.float64) < -eps).any():
-        raise ValueError(f"{name}: expected no value below -eps = {-eps}, got {var.min()}")
+    if var.size:
+        least_variance(name, float(np.fmin.reduce(var)), eps)
+
+
+def least_variance(name: str, least: float, eps: float) -> None:
+    """The same, given the least."""
+    if least < -eps:
+        raise ValueError(f"{name}: expected no value below -eps = {-eps}, got {least}")
 
 
 def finite(name: str, mean: Array) -> None:
@@ -234,6 +248,8 @@ def finite(name: str, mean: Array) -> None:
 
 def number(name: str, value: Any) -> float:
     """A real number."""
+    if type(value) is float:
+        return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
             return float(value)

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from fastbn import _engine
 from fastbn import _validation as check
-from fastbn._typing import Array
+from fastbn._typing import Array, Float64Array
 
 
 class FrozenBatchNorm:
@@ -61,13 +61,13 @@ class FrozenBatchNorm:
         self.axis = check.integer("axis", axis)
         self.ndims = check.dimensions("ndims", ndims)
         self.num_features = channels
-        self._coefficients = (
-            mean.astype(np.float64),
-            _engine.inv_std_of(var, eps),
-            np.ones(channels) if gamma is None else gamma.astype(np.float64),
-            np.zeros(channels) if beta is None else beta.astype(np.float64),
-        )
-        self.mean, self.inv_std, self.gamma, self.beta = map(_read_only_view, self._coefficients)
+        ones, zeros = np.ones(channels), np.zeros(channels)
+        self.mean = _read_only(mean)
+        self.inv_std = _read_only(_engine.inv_std_of(var.astype(np.float64), eps))
+        self.gamma = _read_only(ones if gamma is None else gamma)
+        self.beta = _read_only(zeros if beta is None else beta)
+        parameters = self.mean, self.inv_std, self.gamma, self.beta
+        self._coefficients = {np.dtype(dtype): _engine.affine(dtype, *parameters) for dtype in (np.float32, np.float64)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_features}, axis={self.axis})"
@@ -77,13 +77,13 @@ class FrozenBatchNorm:
 
         Raises ``ValueError`` and ``TypeError`` as ``fastbn.inference``.
         """
-        x = check.features(x, self.axis, self.num_features, self.ndims)
-        out = check.out_like("out", out, x, may_be=x)
-        axis = check.channel_axis(self.axis, x.ndim)
-        return _engine.normalize(x, axis, *self._coefficients, out)
+        x, axis = check.features(x, self.axis, self.num_features, self.ndims)
+        if out is not None:
+            out = check.out_like("out", out, x, may_be=x)
+        return _engine.scale(x, axis, self._coefficients[x.dtype], out)
 
 
-def _read_only_view(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _read_only(array: Array) -> Float64Array:
+    copy = array.astype(np.float64)
+    copy.flags.writeable = False
+    return copy

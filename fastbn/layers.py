@@ -165,9 +165,16 @@ class BatchNorm:
             As ``fastbn.forward``; ``ValueError`` also for a number of dimensions that the layer does not take, and for
             NaN and infinity where ``nan_policy="raise"``.
         """
-        x = check.features(x, self.axis, self.num_features, self.ndims)
+        x, axis = check.features(x, self.axis, self.num_features, self.ndims)
         if self.nan_policy == "raise":
-            check.finite("x", moments(x, axis=self.axis).mean)
+            check.finite("x", moments(x, axis=axis).mean)
+        if not self.training and self.track_running_stats:
+            eps = check.eps(self.eps, zero=True)
+            statistics = self.running_mean, self.running_var
+            evaluated, self._cache = functional.frozen(
+                x, self.gamma, self.beta, *statistics, eps=eps, axis=axis, out=out
+            )
+            return evaluated
         counter = self._num_batches_tracked
         momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
         result, update = functional.prepare(
@@ -176,10 +183,10 @@ class BatchNorm:
             self.beta,
             self.running_mean,
             self.running_var,
-            training=self.training or not self.track_running_stats,
+            training=True,
             momentum=momentum,
             eps=self.eps,
-            axis=self.axis,
+            axis=axis,
             correction=self.correction,
             out=out,
         )

@@ -133,7 +133,7 @@ def normalize(
     gamma = check.optional_parameter("gamma", gamma, channels)
     beta = check.optional_parameter("beta", beta, channels)
     out = check.out_like("out", out, x, may_be=x, mean=mean, inv_std=inv_std, gamma=gamma, beta=beta)
-    return _engine.normalize(x, axis, mean.astype(np.float64), inv_std.astype(np.float64), gamma, beta, out)
+    return _engine.scale(x, axis, _engine.affine(x.dtype, mean, inv_std, gamma, beta), out)
 
 
 def backward_sums(
