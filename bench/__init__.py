@@ -1,1 +1,1 @@
-"""Benchmarks: ``pytest bench/`` for pytest-benchmark, ``python -m bench.report`` for the tables of the README."""
+"""Benchmarks: ``pytest bench/``, or ``python -m bench.run`` to measure and ``python -m bench.report`` to show."""

@@ -1,131 +1,143 @@
-"""``python -m bench.report``: fastbn and its peers on the ResNet-50 shapes, as Markdown tables and a JSON file.
+"""``python -m bench.report FILE ... --png FILE``: measured figures as Markdown tables and a picture.
 
-Every table has a shape a row, milliseconds for each library, and how many times as fast as each peer fastbn is. The
-libraries take turns in one process; figures are medians; results are checked against the reference before timing.
+The files are those of ``bench.run``, one for each number of threads, say.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import json
-import os
-import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
-import numba
-import numpy as np
-
-import fastbn
-from bench.peers import OPERATIONS, PEERS, Call, check, expected, make_case
-from bench.shapes import RESNET50, Problem
-from bench.timing import alternate, geometric_mean
-
-OURS = "fastbn"
+from bench import figures, limit
+from bench.cases import OPERATIONS
+from bench.figures import Ratio
+from bench.measure import Row, load
+from bench.peers import OURS
+from bench.timing import median
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what the figures were taken."""
-    versions = {"fastbn": fastbn.__version__, "numba": numba.__version__, "numpy": np.__version__}
-    try:
-        import torch
-
-        versions["torch"] = torch.__version__
-    except ImportError:
-        pass
-    return {
-        "date": dt.date.today().isoformat(),
-        "cpu": f"{_cpu_name()} ({llvmlite.binding.get_host_cpu_name()})",
-        "cores": os.cpu_count(),
-        "threads": numba.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": versions,
-    }
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    rule = "|---" * len(head) + "|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def _cpu_name() -> str:
-    """The model name that Linux gives, or what Python knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(": ")[2]
-    return platform.processor() or "unknown CPU"
-
-
-def set_threads(threads: int) -> None:
-    """The same number for every library."""
-    numba.set_num_threads(threads)
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(threads)
-
-
-def measure(problem: Problem, *, last: bool, rounds: int) -> dict[str, dict[str, float]]:
-    """Operation -> library -> median seconds."""
-    case = make_case(problem, last=last)
-    wanted = expected(case)
-    calls: dict[str, dict[str, Call]] = {operation: {} for operation in OPERATIONS}
-    for library, make_calls in PEERS.items():
-        try:
-            made = make_calls(case)
-        except ImportError:
-            continue
-        for operation, call in made.items():
-            check(library, operation, call(), wanted[operation])
-            calls[operation][library] = call
-    return {operation: alternate(competitors, rounds=rounds) for operation, competitors in calls.items()}
-
-
-def table(operation: str, layout: str, rows: Sequence[dict[str, Any]]) -> str:
-    """One Markdown table; the last row is the geometric mean of the ratios."""
-    libraries = list(rows[0]["seconds"][operation])
-    peers = [library for library in libraries if library != OURS]
-    payload = OPERATIONS[operation][1]
-    head = ["shape", *(f"{library}, ms" for library in libraries), "fastbn, GB/s", *(f"x {peer}" for peer in peers)]
-    lines = [f"### {operation}, {layout}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def times_table(rows: Sequence[Row]) -> str:
+    """Milliseconds, a shape a row; the rows are of one operation and layout."""
+    libraries = [OURS, *figures.competitors(rows)]
+    head = ["ms", *libraries, "limit", "fastbn, GB/s", "limit, GB/s"]
+    lines = []
     for row in rows:
-        seconds = row["seconds"][operation]
-        cells = [f"{seconds[library] * 1e3:.2f}" for library in libraries]
-        cells.append(f"{payload * row['bytes'] / seconds[OURS] / 1e9:.0f}")
-        cells += [f"{seconds[peer] / seconds[OURS]:.2f}" for peer in peers]
-        lines.append(f"| {row['shape']} | {' | '.join(cells)} |")
-    means = []
-    for peer in peers:
-        ratios = [row["seconds"][operation][peer] / row["seconds"][operation][OURS] for row in rows]
-        means.append(f"**{geometric_mean(ratios):.2f}**")
-    lines.append(f"| geometric mean |{' |' * (len(libraries) + 1)} {' | '.join(means)} |")
-    return "\n".join(lines) + "\n"
+        times = [*(figures.seconds(row, library) for library in libraries), figures.limit(row)]
+        speeds = [time and figures.bandwidth(row, time) for time in (times[0], times[-1])]
+        lines.append([row["shape"], *(_cell(time and time * 1e3, ".3g") for time in times)])
+        lines[-1] += [_cell(speed, ".0f") for speed in speeds]
+    ratios = [figures.speedups(rows, library) for library in libraries[1:]]
+    means = [f"**x {figures.mean(ratio):.2f}**" if ratio else "" for ratio in ratios]
+    lines.append(["fastbn, times as fast", "", *means, "", "", ""])
+    return markdown(head, lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many times as fast as each library fastbn is: geometric mean, and the worst shape."""
+    return _by_operation(rows, "times as fast as", figures.competitors(rows), figures.speedups, min)
+
+
+def limits_summary(rows: Sequence[Row]) -> str:
+    """Time over the limit: geometric mean, and the worst shape."""
+    return _by_operation(rows, "time over the limit", [OURS, *figures.competitors(rows)], figures.over_limit, max)
+
+
+def _by_operation(
+    rows: Sequence[Row],
+    title: str,
+    libraries: Sequence[str],
+    ratios: Callable[[Iterable[Row], str], list[Ratio]],
+    worst: Callable[..., Ratio],
+) -> str:
+    """A table for each memory order: a library a row, an operation a column."""
+    tables = []
+    for name, group in figures.by_memory_order(rows).items():
+        operations = [operation for operation in OPERATIONS if any(row["operation"] == operation for row in group)]
+        lines = []
+        for library in libraries:
+            found = [
+                ratios([row for row in group if row["operation"] == operation], library) for operation in operations
+            ]
+            lines.append([library, *(_mean_and_worst(values, worst) for values in found)])
+        tables.append(markdown([f"{name}: {title}", *operations], lines))
+    return "\n\n".join(tables)
+
+
+def _mean_and_worst(ratios: Sequence[Ratio], worst: Callable[..., Ratio]) -> str:
+    """``2.31 (1.10 at NCHW 32x64x56x56), 9 shapes``."""
+    if not ratios:
+        return "none"
+    extreme = worst(ratios, key=attrgetter("value"))
+    where = f"{extreme.row['layout']} {extreme.row['shape']}"
+    return f"{figures.mean(ratios):.2f} ({extreme.value:.2f} at {where}), {len(ratios)} shape{'s' * (len(ratios) > 1)}"
+
+
+def limits_table(rows: Sequence[Row]) -> str:
+    """The machine's limits by size: the median of all rows of a size."""
+    times: dict[int, dict[str, list[float]]] = {}
+    for row in rows:
+        for name, value in row["limits"].items():
+            times.setdefault(row["bytes"], {}).setdefault(name, []).append(value)
+    return limit.table({size: {name: median(values) for name, values in by.items()} for size, by in times.items()})
+
+
+def missing_list(rows: Sequence[Row]) -> str:
+    """Libraries without figures, why, and where."""
+    lines = []
+    for (library, reason), operations in figures.missing(rows).items():
+        where = "; ".join(f"{operation}, {' '.join(layouts)}" for operation, layouts in operations.items())
+        lines.append(f"* {library}: {reason} ({where})")
+    return "\n".join(lines) or "Nothing."
+
+
+def text(machine: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Everything, for each dtype and number of threads."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['date']}; {versions}."]
+    for (dtype, threads), group in figures.by_setting(rows).items():
+        parts.append(f"## {dtype}, {threads} thread{'s' * (threads > 1)}")
+        for operation, layout in dict.fromkeys((row["operation"], row["layout"]) for row in group):
+            same = [row for row in group if (row["operation"], row["layout"]) == (operation, layout)]
+            parts += [f"### {operation}, {layout}", times_table(same)]
+        parts += ["### Speed", summary(group)]
+        large = [row for row in group if row["bytes"] >= figures.LARGE and row["limits"]]
+        if large:
+            parts += [f"### Tensors of {figures.LARGE / 1e6:.0f} MB and more", limits_summary(large)]
+        if any(row["limits"] for row in group):
+            parts += ["### Limits of the machine", limits_table(group)]
+        parts += ["### Missing", missing_list(group)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the JSON."""
+    """Print the tables and draw the pictures."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("--images", type=int, default=32, help="batch size (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=numba.get_num_threads(), help="default: all, %(default)s here")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds that count (default: %(default)s)")
-    parser.add_argument("--layouts", nargs="+", choices=("nchw", "nhwc"), default=("nchw", "nhwc"))
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON files of python -m bench.run")
+    parser.add_argument("--png", type=Path, help="where to draw; dtype and threads are added to the name")
+    parser.add_argument("--min-mb", type=float, default=0, help="leave out smaller tensors")
     options = parser.parse_args(argv)
-    set_threads(options.threads)
+    machine, rows = load(options.files)
+    rows = [row for row in rows if row["bytes"] >= options.min_mb * 1e6]
+    print(text(machine, rows))
+    if options.png:
+        from bench import picture  # nothing else needs matplotlib
 
-    results: dict[str, Any] = {"machine": machine(), "images": options.images, "layouts": {}}
-    for layout in options.layouts:
-        rows = []
-        for problem in (problem.with_images(options.images) for problem in RESNET50):
-            seconds = measure(problem, last=layout == "nhwc", rounds=options.rounds)
-            rows.append({"shape": problem.name, "bytes": 4 * int(np.prod(problem.shape)), "seconds": seconds})
-        results["layouts"][layout] = rows
-        for operation in OPERATIONS:
-            print(table(operation, layout.upper(), rows))
-    print(json.dumps(results["machine"]))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        for (dtype, threads), group in figures.by_setting(rows).items():
+            path = options.png.with_stem(f"{options.png.stem}-{dtype}-{threads}-threads")
+            picture.bars(path, group, f"{machine['cpu']}, {dtype}, threads: {threads}")
 
 
 if __name__ == "__main__":

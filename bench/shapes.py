@@ -21,6 +21,16 @@ class Problem(NamedTuple):
         """The dimensions joined by ``x``."""
         return "x".join(map(str, self.shape))
 
+    @property
+    def layouts(self) -> tuple[bool, ...]:
+        """Whether the channels are last, in each layout that the shape has: (N, C) has but one."""
+        return (False,) if len(self.shape) == 2 else (False, True)
+
+    def layout(self, *, last: bool) -> str:
+        """``NC``, or ``NCHW`` and ``NHWC`` with as many spatial letters as there are dimensions."""
+        space = "DHW"[5 - len(self.shape) :]
+        return f"N{space}C" if last else f"NC{space}"
+
     def with_images(self, images: int) -> Problem:
         """The same with another batch size."""
         return self._replace(shape=(images, *self.shape[1:]))
@@ -40,3 +50,6 @@ PROBLEMS = _load()
 
 RESNET50 = [problem for problem in PROBLEMS if problem.topology == "resnet_50"]
 """The nine shapes of ResNet-50, at benchdnn's 50 images."""
+
+ROWS = [Problem("rows", shape, 1e-5) for shape in ((128, 512), (4096, 1024), (65536, 64))]
+"""(N, C), as in fully connected networks."""

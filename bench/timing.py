@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 WARM = 0.02
@@ -25,7 +25,7 @@ def alternate(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[st
         for name, call in calls.items():
             _turn(call, WARM)
             times[name] += _turn(call, COUNT)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: median(values) for name, values in times.items()}
 
 
 def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -40,6 +40,11 @@ def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
     return times
 
 
-def geometric_mean(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
+    """What half of the turns stayed below."""
+    return statistics.median(values)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
     """The mean of ratios."""
     return statistics.geometric_mean(values)

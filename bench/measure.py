@@ -1,0 +1,116 @@
+"""The measuring: one operation on one tensor by every library in turn, with the machine's limits in the same turns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypedDict
+
+import llvmlite.binding
+import numba
+
+from bench import limit
+from bench.cases import Case, MissingError, Work, WrongResultError, check, expected
+from bench.peers import OURS, prepare
+from bench.timing import alternate
+
+PACKAGES = ("fastbn", "numba", "numpy", "torch", "onednn-cpu-gomp", "jax", "onnxruntime", "openvino")
+
+
+class Row(TypedDict):
+    """Median seconds of one operation on one tensor."""
+
+    operation: str
+    layout: str
+    shape: str
+    dtype: str
+    threads: int
+    bytes: int
+    """Of the tensor."""
+    seconds: dict[str, float]
+    """Library: seconds."""
+    limits: dict[str, float]
+    """Limit: seconds, for a tensor of this size; empty if they were not asked for."""
+    missing: dict[str, str]
+    """Library: why it has no seconds."""
+
+
+def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int, limits: bool = True) -> Row:
+    """Check, then time; every library on as many threads as Numba uses."""
+    works, missing = _ready(case, operation, libraries)
+    calls = {library: work.run for library, work in works.items()}
+    bounds = limit.calls(case.x.nbytes) if limits else {}
+    seconds = alternate({**calls, **bounds}, rounds=rounds)
+    return {
+        "operation": operation,
+        "layout": case.layout,
+        "shape": case.problem.name,
+        "dtype": str(case.x.dtype),
+        "threads": numba.get_num_threads(),
+        "bytes": case.x.nbytes,
+        "seconds": {library: seconds[library] for library in calls},
+        "limits": {name: seconds[name] for name in bounds},
+        "missing": missing,
+    }
+
+
+def _ready(case: Case, operation: str, libraries: Iterable[str]) -> tuple[dict[str, Work], dict[str, str]]:
+    """The work of each library that gives right results, and the reasons of the others."""
+    wanted = expected(case, operation)
+    works, missing = {}, {}
+    for library in libraries:
+        try:
+            work = prepare(library, case, operation)
+            check(operation, work.read(work.run()), wanted)
+        except MissingError as reason:
+            missing[library] = str(reason)
+        except WrongResultError as error:
+            if library == OURS:
+                raise
+            missing[library] = str(error)
+        else:
+            works[library] = work
+    return works, missing
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures are taken."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": dt.date.today().isoformat(),
+        "cpu": f"{_cpu_name()} ({llvmlite.binding.get_host_cpu_name()})",
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": versions,
+    }
+
+
+def _cpu_name() -> str:
+    """The model name that Linux gives, or what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or "unknown CPU"
+
+
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """Write the figures so far."""
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def load(paths: Iterable[Path]) -> tuple[dict[str, Any], list[Row]]:
+    """The first file's machine, and the rows of all."""
+    files = [json.loads(path.read_text()) for path in paths]
+    return files[0]["machine"], [row for file in files for row in file["rows"]]
