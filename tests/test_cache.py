@@ -93,7 +93,7 @@ def test_a_changed_helper_makes_kernels_stale(tmp_path):
     environment = {"PYTHONPATH": str(package.parent)}
     assert run(tmp_path, look, **environment)[:2] == (0, 1)
     assert run(tmp_path, look, **environment)[:2] == (1, 0)
-    helper.write_text(helper.read_text().replace(formula, "return (x - center) * scale * 2 + shift"))
+    helper.write_text(helper.read_text().replace(formula, "return (x - center) * (scale + scale) + shift"))
     os.utime(helper, ns=(before.st_atime_ns, before.st_mtime_ns))
     changed = look.replace("assert scale > 1.5 or", "assert scale > 1.5 #")
     assert run(tmp_path, changed, **environment)[:2] == (0, 1)

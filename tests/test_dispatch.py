@@ -15,11 +15,15 @@ from fastbn.kernels.rows import BLOCK, blocks_of
     [
         ((32, 64, 112 * 112), channels_first, True),
         ((32, 512, 28 * 28), channels_first, True),
-        ((32, 256, 14 * 14), channels_last, True),
-        ((32, 2048, 7 * 7), channels_last, True),
+        ((32, 256, 14 * 14), channels_first, True),
+        ((32, 2048, 7 * 7), channels_first, True),
         ((1, 2048, 7 * 7), channels_first, True),
+        ((32, 2048, 3 * 3), channels_last, True),
+        ((1, 64, 15), channels_last, True),
+        ((1, 64, 16), channels_first, True),
         ((32 * 112 * 112, 64, 1), channels_last, False),
-        ((128, 512, 1), channels_last, False),
+        ((1280, 512, 1), channels_last, False),
+        ((128, 512, 1), channels_last, True),
         ((4, 64, 1), channels_last, True),
         ((64, 10**6, 1), channels_last, True),
         ((32, 3, 224 * 224), channels_first, False),
@@ -27,7 +31,7 @@ from fastbn.kernels.rows import BLOCK, blocks_of
     ],
 )
 def test_table(shape, kernels, fused):
-    how = plan(*shape)
+    how = plan(*shape, 4)
     assert how.kernels is kernels
     assert how.fused is fused
     assert np.prod(how.shape) == np.prod(shape)
@@ -39,12 +43,30 @@ def test_table(shape, kernels, fused):
 @pytest.mark.parametrize("channels", [1, 3, 64, 5000])
 @pytest.mark.parametrize("inner", [1, 49, 255, 4097, 50176])
 def test_segments_hold_work_and_stay_few(outer, channels, inner):
-    how = plan(outer, channels, inner)
+    how = plan(outer, channels, inner, 4)
     assert 1 <= how.segments <= TASKS
     if how.kernels is channels_last:
         assert how.segments == 1 or outer // how.segments >= MIN_ROWS
     else:
         assert how.segments <= blocks_of(outer, inner)
+
+
+@pytest.mark.parametrize(
+    ("shape", "inference", "training", "backward"),
+    [
+        ((32, 64, 112 * 112), True, True, True),
+        ((32, 64, 56 * 56), True, True, True),
+        ((32, 128, 28 * 28), False, True, True),
+        ((32, 256, 14 * 14), False, False, False),
+        ((32 * 112 * 112, 64, 1), True, True, True),
+        ((401409, 33, 1), False, False, False),  # rows begin anywhere in a line
+    ],
+)
+def test_large_tensors_are_streamed(shape, inference, training, backward):
+    how = plan(*shape, 4)
+    assert (how.stream_out, how.stream_training, how.stream_dx) == (inference, training, backward)
+    half = plan(shape[0] // 2, *shape[1:], 8)
+    assert (half.stream_out, half.stream_training, half.stream_dx) == (inference, training, backward)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +89,7 @@ def test_tiled_tensors(rng):
     """Means of many parts: constant channels stay exact, and the rest as good as uncut."""
     x = np.full((9 * 4001, 5), 0.1)
     x[:, 1] = rng.standard_normal(9 * 4001) + 1e4
-    how = plan(9 * 4001, 5, 1)
+    how = plan(9 * 4001, 5, 1, 8)
     assert how.shape[0] * how.shape[1] == 9 * 4001
     assert how.shape[1] > 1
     moments = fastbn.moments(x)
