@@ -59,6 +59,7 @@ def normalize_run(
             store_first(out, i, end - i, normalize1(load_first(x, i, end - i), a, b, c))
             return
         n = end - i
+        prefetch(x, following + i - start)
         a0, b0, c0 = a, b, c
         a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
         put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
@@ -98,6 +99,8 @@ def gradient_run(
         if channel == count:
             store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d, e, f))
             return
+        prefetch(dout, following + i - start)
+        prefetch(x, following + i - start)
         a0, b0, c0, d0, e0, f0 = a, b, c, d, e, f
         a, b, c = spread(x, read(v0, channel)), spread(x, read(v1, channel)), spread(x, read(v2, channel))
         d, e, f = spread(x, read(v3, channel)), spread(x, read(v4, channel)), spread(x, read(v5, channel))

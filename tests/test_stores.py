@@ -1,0 +1,71 @@
+"""Streaming stores change no bit, at any alignment, and write nothing beside their output."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import _dispatch, _engine
+from tests.data_for_tests import same_bits, tensor
+
+SHAPES = [(40, 64), (6, 5, 7, 7), (3, 33, 16), (2, 3, 41, 41), (8, 20, 14, 14), (5, 64, 3, 3), (4, 16, 2, 2)]
+GUARD = 100
+
+
+def results(x, dout, offset):
+    """Training forward, backward and inference into memory that begins ``offset`` elements from a cache line."""
+    gamma, beta = np.linspace(0.5, 1.5, x.shape[1]), np.linspace(-1, 1, x.shape[1])
+    outs = []
+
+    def target():
+        memory = np.full(x.size + 2 * GUARD + 16, np.nan, x.dtype)
+        start = GUARD + (-(memory.ctypes.data // x.itemsize + GUARD)) % (64 // x.itemsize) + offset
+        out = memory[start : start + x.size].reshape(x.shape)
+        outs.append((memory, start, out))
+        return out
+
+    _, cache = fastbn.forward(x, gamma, beta, out=target())
+    fastbn.backward(dout, cache, out=target())
+    fastbn.inference(x, cache.mean, cache.inv_std**-2, gamma, beta, out=target())
+    same = x.copy()
+    fastbn.inference(same, cache.mean, cache.inv_std**-2, gamma, beta, out=same)
+    for memory, start, _ in outs:
+        assert np.isnan(memory[:start]).all()
+        assert np.isnan(memory[start + x.size :]).all()
+    return [out for _, _, out in outs] + [same]
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Stream whatever can be."""
+    for name in ("STREAM", "STREAM_ONCE"):
+        monkeypatch.setattr(_dispatch, name, 0)
+    _forget()
+    yield
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget():
+    _dispatch.plan.cache_clear()
+    _engine._routes.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_same_bits_at_every_alignment(rng, request, dtype, shape):
+    x, dout = tensor(rng, shape, dtype), tensor(rng, shape, dtype)
+    expected = results(x, dout, 0)
+    assert not any(np.isnan(out).any() for out in expected)
+    ordinary = [results(x, dout, offset) for offset in range(1, 64 // x.itemsize, 3)]
+    request.getfixturevalue("forced")
+    streamed = [results(x, dout, offset) for offset in range(64 // x.itemsize)]
+    for outs in ordinary + streamed:
+        for out, wanted in zip(outs, expected, strict=True):
+            assert same_bits(out, wanted)
+
+
+def test_what_is_forced(forced):
+    assert _dispatch.plan(40, 64, 1, 4).stream_out
+    assert not _dispatch.plan(40, 63, 1, 4).stream_out  # rows that begin anywhere in a cache line
