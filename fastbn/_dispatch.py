@@ -4,7 +4,7 @@
 tensor, as (outer, channels, inner)                   kernels
 ====================================================  ==============
 ``inner == 1`` (NC, channels last)                    channels_last, tiled
-``inner < NARROW`` (planes of 3x3 and less)           channels_last
+``inner < NARROW`` (rows shorter than a register)     channels_last
 everything else                                       channels_first
 ====================================================  ==============
 

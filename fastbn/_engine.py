@@ -87,8 +87,8 @@ def inference(
             target, result = _target(layout, out), out
         tensors = layout.load(x), layout.flat(target)
         least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], mean64, inv_std)
-        if target is not result and not least < -eps:
-            np.copyto(result, target)
+        if not least < -eps:
+            _deliver(target, result)
         return result, mean64, inv_std, least
     values = np.empty((3, channels), x.dtype)
     least = coefficients.affine_of_var(mean, var, eps, gamma, beta, mean64, inv_std, values)
@@ -235,10 +235,10 @@ def _alike(a: Array, b: Array, gamma: Array | None, beta: Array | None) -> tuple
     if all([array.dtype is dtype and array.flags.carray for array in arrays]):  # noqa: C419 - a generator takes longer
         return arrays
     return (
-        _float64(a, a.size, 0.0),
-        _float64(b, a.size, 0.0),
-        _float64(gamma, a.size, 1.0),
-        _float64(beta, a.size, 0.0),
+        np.array(a, np.float64),
+        np.array(b, np.float64),
+        np.array(gamma, np.float64),
+        np.array(beta, np.float64),
     )
 
 
@@ -249,7 +249,11 @@ def _float64(parameter: Array | None, channels: int, default: float) -> Float64A
     return np.array(parameter, dtype=np.float64)
 
 
-@functools.lru_cache(maxsize=256)
 def _constant(channels: int, dtype: Any, value: float) -> Array:
     """An array that kernels read and nobody else sees."""
+    return _kept(channels, dtype, value) if channels <= 1 << 16 else np.full(channels, value, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(channels: int, dtype: Any, value: float) -> Array:
     return np.full(channels, value, dtype)

@@ -35,6 +35,9 @@ class Cache(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
     def __hash__(self) -> int:
         return id(self)
 
@@ -193,6 +196,9 @@ def inference(
     eps = check.eps(eps, zero=True)
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
+    if running_mean is None or running_var is None:
+        check.parameter("running_mean", running_mean, x.shape[axis])
+        check.parameter("running_var", running_var, x.shape[axis])
     return frozen(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis, out=out)[0]
 
 

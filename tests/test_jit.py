@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numba
@@ -122,6 +123,33 @@ for shape in ((9, 20, 7, 7), (40, 20), (9, 20, 3, 3), (6, 20, 33, 33)):
 """
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, timeout=300, check=True)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    "variables", [{"NUMBA_DEBUG_NRT": "1"}, {"MALLOC_PERTURB_": "85"}], ids=lambda v: next(iter(v))
+)
+def test_no_memory_is_used_after_it_is_freed(variables):
+    """Numba drops a kernel's own array after the last line that names it, whatever still has its address."""
+    code = """
+import numpy as np, fastbn
+rng = np.random.default_rng(0)
+for shape in ((4, 64), (5000, 70), (2, 3_000_000), (3, 5, 40, 41), (40, 3, 90, 90), (64, 20, 2, 2)):
+    x, dout = rng.standard_normal((2, *shape), dtype=np.float32)
+    axes = (0, *range(2, x.ndim))
+    moments = fastbn.moments(x)
+    np.testing.assert_allclose(moments.mean, x.mean(axes, dtype=np.float64), atol=1e-6)
+    np.testing.assert_allclose(moments.var, x.var(axes, dtype=np.float64), rtol=1e-5)
+    inv_std = 1 / np.sqrt(moments.var + 1e-5)
+    sums = fastbn.backward_sums(dout, x, moments.mean, inv_std)
+    np.testing.assert_allclose(sums[0], dout.sum(axes, dtype=np.float64), atol=1e-4)
+    out, cache = fastbn.forward(x)
+    gradients = fastbn.backward(dout, cache)
+    assert np.isfinite(gradients.dx).all() and abs(gradients.dx.sum(axes, dtype=np.float64)).max() < 1e-2
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **variables, "NUMBA_CACHE_DIR": folder}
+        subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, timeout=300, check=True)
 
 
 @pytest.mark.large

@@ -6,8 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from fastbn.kernels import lanes
-from fastbn.kernels.formulas import affine1, normalize1
+from fastbn.kernels.formulas import affine1
 from fastbn.kernels.lanes import (
     DOUBLES,
     blend,
@@ -21,7 +20,6 @@ from fastbn.kernels.lanes import (
     offset,
     read,
     root,
-    rounded,
     spread,
     spread_doubles,
     stack,
@@ -157,10 +155,7 @@ def test_formulas_of_one_value_are_those_of_many(rng, dtype):
     assert (out[:DOUBLES] == out[:DOUBLES].astype(dtype)).all()
 
 
-@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="both are interpreted")
-def test_the_interpreted_twins():
-    """What ``NUMBA_DISABLE_JIT`` runs gives what the machine code gives."""
-    code = {name for name, value in vars(lanes).items() if hasattr(value, "_defn")}
-    assert {"load", "store", "blend", "sum_of", "rounded"} <= code
-    assert rounded is not None
-    assert normalize1.py_func(np.float32(3), np.float32(1), np.float32(2), np.float32(5)) == 9
+def test_an_address_is_of_contiguous_memory(rng):
+    if not numba.config.DISABLE_JIT:
+        with pytest.raises(numba.TypingError):
+            load_and_store(np.ones(2 * ROOM)[::2], np.ones(ROOM), 0, 1)

@@ -9,7 +9,7 @@ import fastbn
 from fastbn import _dispatch, _engine
 from tests.data_for_tests import same_bits, tensor
 
-SHAPES = [(40, 64), (6, 5, 7, 7), (3, 33, 16), (2, 3, 41, 41), (8, 20, 14, 14), (5, 64, 3, 3), (4, 16, 2, 2)]
+SHAPES = [(5, 4096), (40, 64), (6, 5, 7, 7), (3, 33, 16), (2, 3, 41, 41), (8, 20, 14, 14), (5, 64, 3, 3), (4, 16, 2, 2)]
 GUARD = 100
 
 

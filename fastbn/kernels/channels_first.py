@@ -1,6 +1,7 @@
-"""Kernels for tensors whose channels hold long contiguous rows: NCHW and its like.
+"""Kernels for tensors whose channels hold contiguous rows of a register and more: NCHW and its like.
 
-Tensors are flat, C-contiguous; ``shape`` is (outer, C, inner); everything else is (C,) float64. The blocks of a channel
+Tensors are flat, C-contiguous; ``shape`` is (outer, C, inner); coefficients are those of ``affine1`` or ``gradient1``,
+in the tensors' dtype; everything else is (C,) float64. The blocks of a channel
 (see ``rows``) are cut into segments, which are merged in order. All of this depends on the shape alone, so the bits do
 not depend on the number of threads.
 """
@@ -24,7 +25,7 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     """Mean and biased variance of each channel.
 
     Traffic:  reads x once.
-    Parallel: over (C, segments), each with one writer; a channel's segments are merged in order.
+    Parallel: over groups of channels and segments, each with one writer; a channel's segments are merged in order.
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
@@ -117,7 +118,7 @@ def backward_sums(
     """The two sums of the gradient: ``sum(dout)`` and ``sum(dout * x_hat)``.
 
     Traffic:  reads dout and x once.
-    Parallel: over (C, segments), each with one writer; a channel's segments are added in order.
+    Parallel: over groups of channels and segments, each with one writer; a channel's segments are added in order.
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)

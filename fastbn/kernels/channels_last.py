@@ -1,6 +1,7 @@
 """Kernels for tensors whose channels hold single values or short rows: NC, NHWC and its like, small planes of NCHW.
 
-Tensors are flat, C-contiguous; ``shape`` is (rows, tile, C, inner); everything else is (C,) float64. Where ``inner`` is
+Tensors are flat, C-contiguous; ``shape`` is (rows, tile, C, inner); coefficients are those of ``affine1`` or
+``gradient1``, in the tensors' dtype; everything else is (C,) float64. Where ``inner`` is
 1, a row may hold ``tile`` values of each channel; else ``tile`` is 1. The columns of a row are cut into chunks (see
 ``columns``), rows into segments, which are merged in order. All of this depends on the shape alone, so the bits do not
 depend on the number of threads.
@@ -14,6 +15,7 @@ from numba import prange
 from fastbn._typing import Array, Float64Array, Matrix
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
 from fastbn.kernels.columns import (
+    CHUNK,
     COLUMNS,
     add_segments,
     channels_of,
@@ -29,9 +31,7 @@ from fastbn.kernels.formulas import inv_std1
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.lanes import data, stack
 
-# Without sums to keep, a task takes SPAN columns and as many rows as repay the spreading of the coefficients.
-SPAN = 2048
-BLOCK_ROWS = 128
+BLOCK_ROWS = 128  # rows of a task that keeps no sums: enough to repay the spreading of the coefficients
 
 
 @kernel
@@ -41,7 +41,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     Traffic:  reads x once.
     Parallel: over (segments, chunks), each with one writer; a channel's segments are merged in order.
     """
-    rows, tile, channels, inner = shape
+    rows, _, channels, inner = shape
     step = channels_of(inner)
     chunks = -(-channels // step)
     origin = np.empty(channels)
@@ -54,8 +54,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
         start = rows * s // segments
         stop = rows * (s + 1) // segments
         chunk_moments(data(x), shape, left, right, start, stop, data(origin), data(parts[s, 0]), data(parts[s, 1]))
-    merge_segments(data(parts), shape, segments, data(mean), data(var))
-    means_vars(0, channels, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
+    merge_segments(parts, shape, origin, data(mean), data(var))
 
 
 @kernel
@@ -66,7 +65,7 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
     Parallel: over blocks of rows and chunks, each with one writer.
     """
     rows, _, channels, inner = shape
-    step = max(1, SPAN // inner)
+    step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = max(1, rows // BLOCK_ROWS)
     for task in prange(blocks * chunks):
@@ -110,7 +109,7 @@ def forward(
         means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
         for c in range(left, right):
             inv_std[c] = inv_std1(var[c], eps, 1.0)
-        values = stack(x, COLUMNS), stack(x, COLUMNS), stack(x, COLUMNS)
+        values = stack(x, CHUNK), stack(x, CHUNK), stack(x, CHUNK)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
         normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
 
@@ -144,7 +143,7 @@ def backward_sums(
         chunk_sums(
             data(dout), data(x), shape, left, right, start, stop, data(mean), data(parts[s, 0]), data(parts[s, 1])
         )
-    add_segments(data(parts), channels, segments, data(sum_dout), data(sum_dout_xhat))
+    add_segments(parts, data(sum_dout), data(sum_dout_xhat))
     for c in range(channels):
         sum_dout_xhat[c] *= inv_std[c]
 
@@ -157,7 +156,7 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     Parallel: over blocks of rows and chunks, each with one writer.
     """
     rows, _, channels, inner = shape
-    step = max(1, SPAN // inner)
+    step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = max(1, rows // BLOCK_ROWS)
     for task in prange(blocks * chunks):
@@ -207,12 +206,12 @@ def backward(
         for c in range(left, right):
             sum_dout_xhat[c] *= inv_std[c]
         values = (
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
+            stack(x, CHUNK),
+            stack(x, CHUNK),
+            stack(x, CHUNK),
+            stack(x, CHUNK),
+            stack(x, CHUNK),
+            stack(x, CHUNK),
         )
         gradient_channels(
             data(x),

@@ -1,7 +1,7 @@
 """The coefficients of channels: computed in float64, eight channels at once, and rounded to the dtype of ``x`` last.
 
-The functions with ``_channels`` serve kernels that make their own statistics, by address and for a run of channels;
-those without are called from Python for all of them. What is given per channel is float32 or float64.
+The ``small`` functions are called from Python for all channels; the others serve them, and kernels that make their own
+statistics, by address. What is given per channel is float32 or float64.
 """
 
 from __future__ import annotations

@@ -3,17 +3,21 @@
 Everything is flat and given by its address. In the rows of a tensor registers run along the row, and each column has
 sums of its own, in float64; a channel's columns are added up at the end. These are ``inner`` columns side by side, or
 where ``inner`` is 1, ``tile`` columns a whole set of channels apart. A *chunk* is a run of whole channels, ``left`` to
-``right``, of at most ``COLUMNS`` columns. What belongs to columns lies in scratch memory, in whole registers.
+``right``: of at most ``CHUNK`` columns where sums are kept, else ``COLUMNS``. What belongs to columns lies in scratch
+memory, in whole registers.
 """
 
 from __future__ import annotations
 
-from fastbn._typing import Address, Address3, Address6, Matrix
-from fastbn.kernels.coefficients import spread_columns
+import numpy as np
+
+from fastbn._typing import Address, Address3, Address6, Float64Array, Matrix
+from fastbn.kernels.coefficients import copy, spread_columns
 from fastbn.kernels.formulas import block_moments1, grad_input1, mean_var1, merge_moments1, normalize1, pivot1
-from fastbn.kernels.jit import elementwise, inlined, reduction, scalar
+from fastbn.kernels.jit import elementwise, inlined, scalar
 from fastbn.kernels.lanes import (
     DOUBLES,
+    data,
     load,
     load_doubles,
     load_first,
@@ -31,7 +35,7 @@ from fastbn.kernels.prefetch import prefetch
 from fastbn.kernels.stores import aligned, drain, put
 
 CHUNK = 512  # columns whose sums a task keeps at hand: 12 kB
-GROUP = 8  # rows, of two tensors half as many, that are summed together for one load and store of the sums
+SUM_ROWS = 8  # rows, of two tensors half as many, that are summed together for one load and store of the sums
 WIDE = 2 * DOUBLES  # columns that are summed side by side
 ROWS = 4  # rows that are written together, for one load of the coefficients of their columns
 
@@ -134,7 +138,7 @@ def _clear(columns: Address, size: int) -> None:
         store(columns, i, spread_doubles(0.0))
 
 
-@reduction
+@scalar
 def _gather(columns: Address, channels: int, inner: int, tile: int, values: Address) -> None:
     """Add up the columns of each channel."""
     for c in range(channels):
@@ -171,16 +175,15 @@ def chunk_moments(
     stride = tile * channels * inner
     first = left * inner * tile
     size = (right - left) * inner * tile
-    pivot, values, squares = stack(origin, COLUMNS), stack(origin, COLUMNS), stack(origin, COLUMNS)
-    channel_pivot = stack(origin, COLUMNS)
+    pivot, values, squares = stack(origin, CHUNK), stack(origin, CHUNK), stack(origin, CHUNK)
+    channel_pivot = stack(origin, CHUNK)
     pivots(x, start * stride + first, right - left, inner, channel_pivot)
-    for c in range(right - left):
-        write(pivot, c, read(channel_pivot, c))
+    copy(channel_pivot, 0, right - left, pivot)
     spread_columns(pivot, right - left, inner, tile)
     _clear(values, size)
     _clear(squares, size)
-    for n in range(start, stop, GROUP):
-        _add_squares(x, n * stride + first, stride, min(GROUP, stop - n), size, pivot, values, squares)
+    for n in range(start, stop, SUM_ROWS):
+        _add_squares(x, n * stride + first, stride, min(SUM_ROWS, stop - n), size, pivot, values, squares)
     _gather(values, right - left, inner, tile, values)
     _gather(squares, right - left, inner, tile, squares)
     count = spread_doubles((stop - start) * inner * tile)
@@ -206,32 +209,39 @@ def means_vars(left: int, right: int, origin: Address, count: float, total: Addr
 
 
 @scalar
-def merge_segments(parts: Address, shape: Matrix, segments: int, total: Address, m2: Address) -> None:
-    """Merge the moments of all segments in order; ``parts`` is (segments, 2, channels)."""
+def merge_segments(parts: Float64Array, shape: Matrix, origin: Float64Array, mean: Address, var: Address) -> None:
+    """Merge the moments of all segments, (segments, 2, channels), in order, into means and biased variances."""
     rows, tile, channels, inner = shape
+    segments = parts.shape[0]
     for c in range(0, channels, DOUBLES):
         n = min(DOUBLES, channels - c)
         count = spread_doubles(rows // segments * inner * tile)
-        moments = count, load_first_doubles(parts, c, n, 0.0), load_first_doubles(parts, channels + c, n, 0.0)
+        moments = (
+            count,
+            load_first_doubles(data(parts), c, n, 0.0),
+            load_first_doubles(data(parts), channels + c, n, 0.0),
+        )
         for s in range(1, segments):
             size = (rows * (s + 1) // segments - rows * s // segments) * inner * tile
             i = 2 * s * channels + c
-            part = load_first_doubles(parts, i, n, 0.0), load_first_doubles(parts, i + channels, n, 0.0)
+            part = load_first_doubles(data(parts), i, n, 0.0), load_first_doubles(data(parts), i + channels, n, 0.0)
             moments = merge_moments1(moments[0], moments[1], moments[2], spread_doubles(size), part[0], part[1])
-        store_first_doubles(total, c, n, moments[1])
-        store_first_doubles(m2, c, n, moments[2])
+        store_first_doubles(mean, c, n, moments[1])
+        store_first_doubles(var, c, n, moments[2])
+    means_vars(0, channels, data(origin), np.float64(rows * inner * tile), mean, var)
 
 
 @scalar
-def add_segments(parts: Address, channels: int, segments: int, sum_dout: Address, sum_product: Address) -> None:
-    """Add the sums of all segments in order; ``parts`` is (segments, 2, channels)."""
+def add_segments(parts: Float64Array, sum_dout: Address, sum_product: Address) -> None:
+    """Add the sums of all segments, (segments, 2, channels), in order."""
+    segments, _, channels = parts.shape
     for c in range(0, channels, DOUBLES):
         n = min(DOUBLES, channels - c)
         values = products = spread_doubles(0.0)
         for s in range(segments):
             i = 2 * s * channels + c
-            values = values + load_first_doubles(parts, i, n, 0.0)
-            products = products + load_first_doubles(parts, i + channels, n, 0.0)
+            values = values + load_first_doubles(data(parts), i, n, 0.0)
+            products = products + load_first_doubles(data(parts), i + channels, n, 0.0)
         store_first_doubles(sum_dout, c, n, values)
         store_first_doubles(sum_product, c, n, products)
 
@@ -254,14 +264,13 @@ def chunk_sums(
     stride = tile * channels * inner
     first = left * inner * tile
     size = (right - left) * inner * tile
-    center, values, products = stack(mean, COLUMNS), stack(mean, COLUMNS), stack(mean, COLUMNS)
-    for c in range(left, right):
-        write(center, c - left, read(mean, c))
+    center, values, products = stack(mean, CHUNK), stack(mean, CHUNK), stack(mean, CHUNK)
+    copy(mean, left, right, center)
     spread_columns(center, right - left, inner, tile)
     _clear(values, size)
     _clear(products, size)
-    for n in range(start, stop, GROUP // 2):
-        _add_products(dout, x, n * stride + first, stride, min(GROUP // 2, stop - n), size, center, values, products)
+    for n in range(start, stop, SUM_ROWS // 2):
+        _add_products(dout, x, n * stride + first, stride, min(SUM_ROWS // 2, stop - n), size, center, values, products)
     _gather(values, right - left, inner, tile, values)
     _gather(products, right - left, inner, tile, products)
     for c in range(left, right):
@@ -274,7 +283,7 @@ def _normalize_part(
     x: Address, out: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address3
 ) -> None:
     """Columns ``i`` to ``i + n``, fewer than a register."""
-    a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
+    a, b, c = load_first(values[0], i, n), load_first(values[1], i, n), load_first(values[2], i, n)
     for k in range(at + i, at + i + rows * stride, stride):
         store_first(out, k, n, normalize1(load_first(x, k, n), a, b, c))
 
@@ -335,8 +344,8 @@ def _gradient_part(
     dout: Address, x: Address, dx: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address6
 ) -> None:
     """As ``_normalize_part``."""
-    a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
-    d, e, f = load(values[3], i), load(values[4], i), load(values[5], i)
+    a, b, c = load_first(values[0], i, n), load_first(values[1], i, n), load_first(values[2], i, n)
+    d, e, f = load_first(values[3], i, n), load_first(values[4], i, n), load_first(values[5], i, n)
     for k in range(at + i, at + i + rows * stride, stride):
         store_first(dx, k, n, grad_input1(load_first(dout, k, n), load_first(x, k, n), a, b, c, d, e, f))
 

@@ -45,7 +45,7 @@ def normalize_run(
     step = width(x)
     center, scale, shift = values
     a, b, c = spread(x, read(center, 0)), spread(x, read(scale, 0)), spread(x, read(shift, 0))
-    i = min(aligned(out, start), start + inner)
+    i = aligned(out, start)
     store_first(out, start, i - start, normalize1(load_first(x, start, i - start), a, b, c))
     for channel in range(1, count + 1):
         end = start + channel * inner
@@ -83,7 +83,7 @@ def gradient_run(
     v0, v1, v2, v3, v4, v5 = values
     a, b, c = spread(x, read(v0, 0)), spread(x, read(v1, 0)), spread(x, read(v2, 0))
     d, e, f = spread(x, read(v3, 0)), spread(x, read(v4, 0)), spread(x, read(v5, 0))
-    i = min(aligned(dx, start), start + inner)
+    i = aligned(dx, start)
     n = i - start
     store_first(dx, start, n, grad_input1(load_first(dout, start, n), load_first(x, start, n), a, b, c, d, e, f))
     for channel in range(1, count + 1):

@@ -2,11 +2,12 @@
 
 A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
 started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
-three decorators, by what the compiler may do to their arithmetic:
+three decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
+their own text (see ``lanes``), and NaN and infinity stay exact.
 
 ``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
-``elementwise``  may fuse a multiplication with the addition that uses it. One output per input.
-``reduction``    may also reorder a sum, which is what lets it run in vector registers. NaN and infinity stay exact.
+``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values.
+``inlined``      the same, compiled anew into each place that calls it.
 """
 
 from __future__ import annotations
@@ -43,11 +44,6 @@ def elementwise(function: Callable[P, R]) -> Callable[P, R]:
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """``elementwise``, compiled anew into each place that calls it, so that a constant argument unrolls a loop."""
     return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_COMMON)(function))
-
-
-def reduction(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile with reordered sums. Not ``fastmath=True``, which would delete the handling of NaN and infinity."""
-    return cast(Callable[P, R], numba.njit(fastmath={"reassoc", "nsz", "arcp", "contract"}, **_COMMON)(function))
 
 
 class _Threads:

@@ -23,7 +23,6 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -57,21 +56,21 @@ class _ElementByElement(AbstractTemplate):
         return signature(left, left, left) if isinstance(left, Lanes) and left == right else None
 
 
-def _define(function: Callable[..., Any], instruction: str) -> None:
+def _define(function: Callable[..., Any], name: str) -> None:
     infer_global(function)(_ElementByElement)
 
     @lower_builtin(function, Lanes, Lanes)
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args)
+        return getattr(builder, name)(*args)
 
 
-for _function, _instruction_name in (
+for _function, _name in (
     (operator.add, "fadd"),
     (operator.sub, "fsub"),
     (operator.mul, "fmul"),
     (operator.truediv, "fdiv"),
 ):
-    _define(_function, _instruction_name)
+    _define(_function, _name)
 
 
 def instruction(interpreted: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -126,7 +125,13 @@ def _load(context: Any, builder: Any, x: Any, args: Any, count: int) -> Any:
 
 @instruction(lambda array: array.reshape(-1))
 def data(typingctx: Any, array: Any) -> Any:
-    """The address of a contiguous array's first value."""
+    """The address of a contiguous array's first value.
+
+    Numba drops an array of a function's own after the last line that names it: give the address of one only to calls
+    that come before another use, or from a loop that it outlives.
+    """
+    if array.layout != "C":
+        return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -146,7 +151,8 @@ def stack(typingctx: Any, x: Any, count: Any) -> Any:
     number = count.literal_value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_value_type(x.dtype), number))
+        with builder.goto_entry_block():  # not cgutils.alloca_once, which fills with zeros, 64 kB in places
+            memory = builder.alloca(ir.ArrayType(context.get_value_type(x.dtype), number))
         memory.align = BYTES
         return builder.bitcast(memory, context.get_value_type(types.CPointer(x.dtype)))
 
@@ -297,7 +303,7 @@ def blend(typingctx: Any, n: Any, a: Any, b: Any) -> Any:
 
 @instruction(lambda values: float(values.sum()))
 def sum_of(typingctx: Any, values: Any) -> Any:
-    """The sum of all lanes, halves first: always in this order."""
+    """The sum of all lanes, halves first; interpreted, in NumPy's order."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         part = args[0]
@@ -325,8 +331,8 @@ def store(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
     """Write all lanes to ``out[i]`` and what follows."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        instruction = builder.store(args[2], pointer(builder, args[0], args[1], args[2].type))
-        instruction.align = out.dtype.bitwidth // 8
+        written = builder.store(args[2], pointer(builder, args[0], args[1], args[2].type))
+        written.align = out.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(out, i, values), codegen

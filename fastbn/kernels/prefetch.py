@@ -32,7 +32,7 @@ def _hint(intent: int) -> Any:
 
 
 prefetch = _hint(0)
-"""Ask for the cache line of ``x[i]``, which may lie beyond the end."""
+"""Ask for the cache line of ``x[i]``, which may lie before the beginning or beyond the end."""
 
 prefetch_to_write = _hint(1)
 """The same, for a line that is to be written."""

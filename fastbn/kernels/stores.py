@@ -17,16 +17,12 @@ from fastbn.kernels.jit import scalar
 from fastbn.kernels.lanes import BYTES, instruction, pointer, store
 
 
-def _store_interpreted(out: Any, i: int, values: Any) -> None:
-    out[i : i + BYTES // out.itemsize] = values
-
-
-@instruction(_store_interpreted)
+@instruction(store)
 def _stream(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        instruction = builder.store(args[2], pointer(builder, args[0], args[1], args[2].type))
-        instruction.align = BYTES
-        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        written = builder.store(args[2], pointer(builder, args[0], args[1], args[2].type))
+        written.align = BYTES
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
     return types.void(out, i, values), codegen
