@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbn.kernels import channels_first, channels_last
-from fastbn.kernels.columns import CHUNK, COLUMNS, channels_of
+from fastbn.kernels.chunks import COLUMNS
+from fastbn.kernels.columns import CHUNK, channels_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import PARALLEL, blocks_of
 

@@ -18,7 +18,7 @@ import pytest
 from numba import types
 
 import fastbn
-from fastbn.kernels import channels_first, channels_last, columns, groups, jit, rows
+from fastbn.kernels import channels_first, channels_last, chunks, columns, groups, jit, rows
 from tests.data_for_tests import same_bits, tensor
 
 KERNELS = [
@@ -85,8 +85,8 @@ LOOPS = {
     groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
     columns._add_squares: (P32, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, P64, P64, P64),
-    columns._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B),
-    columns._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
+    chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B),
+    chunks._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
 }
 
 

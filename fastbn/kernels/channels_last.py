@@ -13,18 +13,16 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
+from fastbn.kernels.chunks import COLUMNS, gradient_chunk, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
 from fastbn.kernels.columns import (
     CHUNK,
-    COLUMNS,
     add_segments,
     channels_of,
     chunk_moments,
     chunk_sums,
-    gradient_chunk,
     means_vars,
     merge_segments,
-    normalize_chunk,
     pivots,
 )
 from fastbn.kernels.formulas import inv_std1

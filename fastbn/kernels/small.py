@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastbn._typing import Array, Float64Array, Shape3
+from fastbn.kernels.chunks import COLUMNS, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
-from fastbn.kernels.columns import COLUMNS, normalize_chunk
 from fastbn.kernels.groups import NARROW, normalize_group
 from fastbn.kernels.jit import small
 from fastbn.kernels.lanes import data, stack
