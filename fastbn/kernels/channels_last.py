@@ -59,7 +59,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
 def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streaming: bool) -> None:
     """Write ``out = (x - mean) * inv_std * gamma + beta`` from the (3, C) coefficients. ``out`` may be ``x``.
 
-    Traffic:  reads x once, writes out once, from the last rows to the first: the statistics ended on the last.
+    Traffic:  reads x once, writes out once, from the last block to the first: the statistics ended on the last.
     Parallel: over blocks of rows and chunks, each with one writer.
     """
     rows, _, channels, inner = shape
@@ -150,7 +150,7 @@ def backward_sums(
 def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx: Array, streaming: bool) -> None:
     """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
 
-    Traffic:  reads dout and x once, writes dx once, from the last rows to the first.
+    Traffic:  reads dout and x once, writes dx once, from the last block to the first.
     Parallel: over blocks of rows and chunks, each with one writer.
     """
     rows, _, channels, inner = shape

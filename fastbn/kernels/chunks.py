@@ -10,6 +10,7 @@ from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inlined, scalar
 from fastbn.kernels.lanes import load, load_first, store_first, width
+from fastbn.kernels.prefetch import prefetch
 from fastbn.kernels.stores import aligned, drain, put
 
 COLUMNS = 2048  # the most columns of a chunk
@@ -40,6 +41,7 @@ def _normalize_rows(
         a, b, c = load(values[0], i), load(values[1], i), load(values[2], i)
         for n in range(rows):
             k = at + n * stride + i
+            prefetch(x, k + rows * stride)
             put(out, k, normalize1(load(x, k), a, b, c), streaming)
         i += step
     if i < size:
@@ -58,9 +60,10 @@ def normalize_chunk(
     values: Address3,
     streaming: bool,
 ) -> None:
-    """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``, last rows first.
+    """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``.
 
-    ``values`` are the coefficients of the channels, with room for those of the columns.
+    ``values`` are the coefficients of the channels, with room for those of the columns. First rows first, and the next
+    ones asked for: from the last to the first, one core ran at 0.65 of a copy instead of 0.82.
     """
     _, tile, channels, inner = shape
     stride = tile * channels * inner
@@ -69,10 +72,10 @@ def normalize_chunk(
     for j in range(3):
         spread_columns(values[j], right - left, inner, tile)
     last = start + (stop - start) // ROWS * ROWS
+    for n in range(start, last, ROWS):
+        _normalize_rows(x, out, n * stride + first, stride, ROWS, size, values, streaming)
     for n in range(last, stop):
         _normalize_rows(x, out, n * stride + first, stride, 1, size, values, streaming)
-    for n in range(last - ROWS, start - 1, -ROWS):
-        _normalize_rows(x, out, n * stride + first, stride, ROWS, size, values, streaming)
     if streaming:
         drain()
 
@@ -111,6 +114,8 @@ def _gradient_rows(
         d, e, f = load(values[3], i), load(values[4], i), load(values[5], i)
         for n in range(rows):
             k = at + n * stride + i
+            prefetch(dout, k + rows * stride)
+            prefetch(x, k + rows * stride)
             put(dx, k, grad_input1(load(dout, k), load(x, k), a, b, c, d, e, f), streaming)
         i += step
     if i < size:
@@ -138,9 +143,9 @@ def gradient_chunk(
     for j in range(6):
         spread_columns(values[j], right - left, inner, tile)
     last = start + (stop - start) // ROWS * ROWS
+    for n in range(start, last, ROWS):
+        _gradient_rows(dout, x, dx, n * stride + first, stride, ROWS, size, values, streaming)
     for n in range(last, stop):
         _gradient_rows(dout, x, dx, n * stride + first, stride, 1, size, values, streaming)
-    for n in range(last - ROWS, start - 1, -ROWS):
-        _gradient_rows(dout, x, dx, n * stride + first, stride, ROWS, size, values, streaming)
     if streaming:
         drain()
