@@ -52,10 +52,7 @@ def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta:
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:
     """Normalise with coefficients from ``affine``; a new tensor lies in memory as ``like`` does, or ``x``."""
     layout, how = _route(x if like is None else like, axis)
-    if out is None:
-        target = result = layout.empty(x.shape, x.dtype)
-    else:
-        target, result = _target(layout, out), out
+    result, target = _output(layout, x, out)
     if how is not None:
         how.kernels.normalize(how.parallel, layout.load(x), how.shape, values, layout.flat(target), how.stream_out)
         _deliver(target, result)
@@ -81,10 +78,7 @@ def inference(
     layout, how = _route(x, axis)
     mean64, inv_std = np.empty(channels), np.empty(channels)
     if how is not None and how.small:
-        if out is None:
-            target = result = layout.empty(x.shape, x.dtype)
-        else:
-            target, result = _target(layout, out), out
+        result, target = _output(layout, x, out)
         tensors = layout.load(x), layout.flat(target)
         least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], mean64, inv_std)
         if not least < -eps:
@@ -107,11 +101,11 @@ def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
 def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | None, out: Array | None) -> Normalized:
     """``batch_stats``, then ``scale``."""
     layout, how = _route(x, axis)
-    result = layout.empty(x.shape, x.dtype) if out is None else out
+    result, target = _output(layout, x, out)
     mean, var = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
     if how is None:
         return Normalized(result, mean, var, inv_std_of(var, eps))
-    source, target = layout.load(x), _target(layout, result)
+    source = layout.load(x)
     inv_std = np.empty(mean.size)
     if how.fused:
         parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
@@ -151,9 +145,8 @@ def backward_input(
 ) -> Array:
     """``gamma * inv_std * (dout - sum_dout / count - x_hat * sum_dout_xhat / count)``."""
     layout, how = _route(x, axis)
-    result = layout.empty(x.shape, x.dtype) if out is None else out
+    result, target = _output(layout, x, out)
     if how is not None:
-        target = _target(layout, result)
         tensors = layout.load(dout), layout.load(x), layout.flat(target)
         _backward_input(how, *tensors, mean, inv_std, gamma, sums, count)
         _deliver(target, result)
@@ -171,11 +164,10 @@ def backward(
 ) -> tuple[Array, Sums]:
     """``backward_sums``, then ``backward_input``."""
     layout, how = _route(x, axis)
-    result = layout.empty(x.shape, x.dtype) if out is None else out
+    result, target = _output(layout, x, out)
     sums = Sums(np.zeros(mean.size), np.zeros(mean.size))
     if how is None:
         return result, sums
-    target = _target(layout, result)
     inputs, dx = (layout.load(dout), layout.load(x)), layout.flat(target)
     if how.fused:
         gamma64 = _float64(gamma, mean.size, 1.0)
@@ -215,9 +207,12 @@ def _routes(shape: tuple[int, ...], axis: int, channels_last: bool, itemsize: in
     return layout, plan(*layout.shape, itemsize) if 0 not in shape else None
 
 
-def _target(layout: Layout, result: Array) -> Array:
-    """Where a kernel writes: the result itself, or where it cannot be worked on in place, a buffer."""
-    return result if layout.holds(result) else layout.empty(result.shape, result.dtype)
+def _output(layout: Layout, x: Array, out: Array | None) -> tuple[Array, Array]:
+    """The result, and where a kernel writes it: there, or in a buffer if ``out`` cannot be worked on in place."""
+    if out is None:
+        result = layout.empty(x.shape, x.dtype)
+        return result, result
+    return out, out if layout.holds(out) else layout.empty(x.shape, x.dtype)
 
 
 def _deliver(target: Array, result: Array) -> None:
