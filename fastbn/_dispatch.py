@@ -22,9 +22,10 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
-from fastbn.kernels.columns import CHUNK, channels_of
+from fastbn.kernels.columns import channels_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import PARALLEL, blocks_of
 
@@ -43,6 +44,12 @@ TASKS = 32
 
 FEW = 16
 """Channels from which the channels themselves are tasks enough."""
+
+TILE = 512
+"""The most columns of a row that is made of several."""
+
+WIDE_ROW = 64
+"""Columns whose coefficients stay in registers from row to row: 47 GB/s on one core where rows of 512 ran at 35."""
 
 MIN_ROWS = 128
 """Fewest rows of a segment in ``channels_last``."""
@@ -82,8 +89,9 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     parallel = count * channels >= PARALLEL
     if inner < NARROW:
         tile = _tile(outer, channels) if inner == 1 and parallel else 1
-        shape: tuple[int, ...] = (outer // tile, tile, channels, inner)
-        segments = _row_segments(outer // tile, channels, inner) if parallel else 1
+        matrix = outer // tile, tile, channels, inner
+        shape: tuple[int, ...] = matrix
+        segments = _row_segments(matrix) if parallel else 1
         kernels: Any = channels_last
         whole_lines = tile * channels * inner % NARROW == 0  # else a row begins anywhere in a line
     else:
@@ -105,12 +113,17 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     )
 
 
-def _row_segments(rows: int, channels: int, inner: int) -> int:
+def _row_segments(shape: Matrix) -> int:
     """Segments for ``channels_last``: enough tasks together with the chunks of columns, but none too short."""
-    chunks = -(-channels // channels_of(inner))
+    rows, _, channels, _ = shape
+    chunks = -(-channels // channels_of(shape))
     return max(1, min(TASKS // chunks, rows // MIN_ROWS))
 
 
 def _tile(rows: int, channels: int) -> int:
-    """The largest divisor of ``rows`` that makes a row fill one chunk at the most."""
-    return max(tile for tile in range(1, max(1, CHUNK // channels) + 1) if rows % tile == 0)
+    """The divisor of ``rows`` that makes the best row of up to ``TILE`` columns.
+
+    That is one of ``WIDE_ROW``, or of whole registers, or else the longest.
+    """
+    tiles = [tile for tile in range(1, max(1, TILE // channels) + 1) if rows % tile == 0]
+    return max(tiles, key=lambda tile: (tile * channels == WIDE_ROW, tile * channels % NARROW == 0, tile))

@@ -79,7 +79,16 @@ def test_blocks_cover_a_channel(outer, inner):
 
 
 @pytest.mark.parametrize(
-    ("rows", "channels", "tile"), [(401408, 64, 8), (3249, 64, 3), (9973, 64, 1), (6, 3, 6), (99, 513, 1)]
+    ("rows", "channels", "tile"),
+    [
+        (401408, 64, 1),  # 64 columns
+        (401408, 16, 4),  # as well
+        (9973, 16, 1),  # no divisor
+        (401408, 48, 8),  # the longest row
+        (1600, 3, 160),  # the longest of whole registers
+        (6, 3, 6),
+        (99, 513, 1),
+    ],
 )
 def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
     assert _dispatch._tile(rows, channels) == tile

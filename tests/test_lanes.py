@@ -9,6 +9,8 @@ import pytest
 from fastbn.kernels.formulas import affine1
 from fastbn.kernels.lanes import (
     DOUBLES,
+    WIDE,
+    WIDE_DOUBLES,
     blend,
     data,
     if_zero,
@@ -16,6 +18,8 @@ from fastbn.kernels.lanes import (
     load_doubles,
     load_first,
     load_first_doubles,
+    load_wide,
+    load_wide_doubles,
     not_negative,
     offset,
     read,
@@ -57,6 +61,25 @@ def test_loads_and_stores(rng, dtype, i):
         expected[i + 16 : i + 16 + n] = x[i + 16 : i + 16 + n]
         expected[i + 40] = x[i + 40]
         assert same_bits(out, expected)
+
+
+@numba.njit
+def wide(x, out, doubles, i):
+    store(data(out), i, load_wide(data(x), i))
+    store(data(doubles), i, load_wide_doubles(data(x), i))
+
+
+@DTYPES
+def test_several_registers_at_once(rng, dtype):
+    room = WIDE_DOUBLES + 8
+    x = rng.standard_normal(room).astype(dtype)
+    out, doubles = np.full(room, -1.0, dtype), np.full(room, -1.0)
+    wide(x, out, doubles, 3)
+    count = WIDE * 64 // x.itemsize
+    for result, n in (out, count), (doubles, WIDE_DOUBLES):
+        assert same_bits(result[3 : 3 + n], x[3 : 3 + n].astype(result.dtype))
+        assert (result[:3] == -1).all()
+        assert (result[3 + n :] == -1).all()
 
 
 @numba.njit

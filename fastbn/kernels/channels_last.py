@@ -13,12 +13,12 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
-from fastbn.kernels.chunks import COLUMNS, gradient_chunk, normalize_chunk
+from fastbn.kernels.chunks import COLUMNS, SCRATCH, gradient_chunk, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
 from fastbn.kernels.columns import (
-    CHUNK,
     add_segments,
     channels_of,
+    channels_of_fused,
     chunk_moments,
     chunk_sums,
     means_vars,
@@ -40,7 +40,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     Parallel: over (segments, chunks), each with one writer; a channel's segments are merged in order.
     """
     rows, _, channels, inner = shape
-    step = channels_of(inner)
+    step = channels_of(shape)
     chunks = -(-channels // step)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
@@ -72,7 +72,7 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
         right = min(left + step, channels)
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
-        values = stack(x, COLUMNS), stack(x, COLUMNS), stack(x, COLUMNS)
+        values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
         for j in range(3):
             copy(data(coefficients), j * channels + left, j * channels + right, values[j])
         normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
@@ -97,7 +97,7 @@ def forward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    step = channels_of(inner)
+    step = channels_of_fused(shape)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     for chunk in prange(-(-channels // step)):
@@ -107,7 +107,7 @@ def forward(
         means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
         for c in range(left, right):
             inv_std[c] = inv_std1(var[c], eps, 1.0)
-        values = stack(x, CHUNK), stack(x, CHUNK), stack(x, CHUNK)
+        values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
         normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
 
@@ -128,8 +128,8 @@ def backward_sums(
     Traffic:  reads dout and x once.
     Parallel: over (segments, chunks), each with one writer; a channel's segments are added in order.
     """
-    rows, _, channels, inner = shape
-    step = channels_of(inner)
+    rows, _, channels, _ = shape
+    step = channels_of(shape)
     chunks = -(-channels // step)
     parts = np.empty((segments, 2, channels))
     for task in prange(segments * chunks):
@@ -164,12 +164,12 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
         values = (
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
-            stack(x, COLUMNS),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
         )
         for j in range(6):
             copy(data(coefficients), j * channels + left, j * channels + right, values[j])
@@ -195,7 +195,7 @@ def backward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    step = channels_of(inner)
+    step = channels_of_fused(shape)
     count = np.float64(rows * inner * tile)
     for chunk in prange(-(-channels // step)):
         left = chunk * step
@@ -204,12 +204,12 @@ def backward(
         for c in range(left, right):
             sum_dout_xhat[c] *= inv_std[c]
         values = (
-            stack(x, CHUNK),
-            stack(x, CHUNK),
-            stack(x, CHUNK),
-            stack(x, CHUNK),
-            stack(x, CHUNK),
-            stack(x, CHUNK),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
+            stack(x, SCRATCH),
         )
         gradient_channels(
             data(x),

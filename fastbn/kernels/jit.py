@@ -2,12 +2,11 @@
 
 A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
 started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
-three decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
-their own text (see ``lanes``), and NaN and infinity stay exact.
+two decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by their
+own text (see ``lanes``), and NaN and infinity stay exact.
 
 ``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
 ``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values.
-``inlined``      the same, compiled anew into each place that calls it.
 """
 
 from __future__ import annotations
@@ -39,11 +38,6 @@ def scalar(function: Callable[P, R]) -> Callable[P, R]:
 def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with fused multiply-add."""
     return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_COMMON)(function))
-
-
-def inlined(function: Callable[P, R]) -> Callable[P, R]:
-    """``elementwise``, compiled anew into each place that calls it, so that a constant argument unrolls a loop."""
-    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_COMMON)(function))
 
 
 class _Threads:

@@ -19,6 +19,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
@@ -32,6 +33,12 @@ BYTES = 64
 
 DOUBLES = 8
 """Lanes of float64."""
+
+WIDE = 4 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
+"""Lanes of 64 bytes that are worked on together: as many as 16 or 32 registers hold with all coefficients."""
+
+WIDE_DOUBLES = 2 * DOUBLES * WIDE
+"""Lanes of float64 that are summed together."""
 
 
 class Lanes(types.Type):
@@ -232,11 +239,19 @@ def width(typingctx: Any, x: Any) -> Any:
     return types.intp(x), lambda context, builder, sig, args: ir.Constant(ir.IntType(types.intp.bitwidth), count)
 
 
-@instruction(lambda x, i: x[i : i + BYTES // x.itemsize].copy())
-def load(typingctx: Any, x: Any, i: Any) -> Any:
-    """The values from ``x[i]`` on, ``width(x)`` of them."""
-    lanes = lanes_of(x)
-    return lanes(x, i), lambda context, builder, sig, args: _load(context, builder, x, args, lanes.count)
+def _loading(wide: int) -> Any:
+    def typing(typingctx: Any, x: Any, i: Any) -> Any:
+        lanes = Lanes(x.dtype, lanes_of(x).count * wide)
+        return lanes(x, i), lambda context, builder, sig, args: _load(context, builder, x, args, lanes.count)
+
+    return instruction(lambda x, i: x[i : i + BYTES // x.itemsize * wide].copy())(typing)
+
+
+load = _loading(1)
+"""The values from ``x[i]`` on, ``width(x)`` of them."""
+
+load_wide = _loading(WIDE)
+"""``WIDE`` times as many."""
 
 
 def _padded(x: Any, i: int, n: int, count: int, fill: float) -> Any:
@@ -250,17 +265,25 @@ def load_first(typingctx: Any, x: Any, i: Any, n: Any) -> Any:
     return lanes(x, i, types.intp), lambda context, builder, sig, args: _load(context, builder, x, args, lanes.count)
 
 
-@instruction(lambda x, i: x[i : i + DOUBLES].astype(np.float64))
-def load_doubles(typingctx: Any, x: Any, i: Any) -> Any:
-    """Eight values from ``x[i]`` on as float64."""
-    lanes = Lanes(types.float64, DOUBLES)
+def _loading_doubles(count: int) -> Any:
+    def typing(typingctx: Any, x: Any, i: Any) -> Any:
+        lanes = Lanes(types.float64, count)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = _load(context, builder, x, args, DOUBLES)
-        wide = context.get_value_type(lanes)
-        return value if value.type == wide else builder.fpext(value, wide)
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = _load(context, builder, x, args, count)
+            wide = context.get_value_type(lanes)
+            return value if value.type == wide else builder.fpext(value, wide)
 
-    return lanes(x, i), codegen
+        return lanes(x, i), codegen
+
+    return instruction(lambda x, i: x[i : i + count].astype(np.float64))(typing)
+
+
+load_doubles = _loading_doubles(DOUBLES)
+"""Eight values from ``x[i]`` on as float64."""
+
+load_wide_doubles = _loading_doubles(WIDE_DOUBLES)
+"""``WIDE_DOUBLES`` values likewise."""
 
 
 @instruction(lambda x, i, n, fill: _padded(x[i : i + n].astype(np.float64), 0, n, DOUBLES, fill))
@@ -323,7 +346,7 @@ def sum_of(typingctx: Any, values: Any) -> Any:
 
 
 def _store_slice(out: Any, i: int, values: Any) -> None:
-    out[i : i + BYTES // out.itemsize] = values
+    out[i : i + len(values)] = values
 
 
 @instruction(_store_slice)

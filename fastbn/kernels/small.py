@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastbn._typing import Array, Float64Array, Shape3
-from fastbn.kernels.chunks import COLUMNS, normalize_chunk
+from fastbn.kernels.chunks import SCRATCH, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
 from fastbn.kernels.groups import NARROW, normalize_group
 from fastbn.kernels.jit import small
@@ -25,10 +25,10 @@ def inference(
 ) -> float:
     """``affine_of_var``, then ``normalize`` on one thread, unless a variance lies below ``-eps``: the same bits.
 
-    Takes at most ``COLUMNS`` channels, and columns where rows are narrow. Returns the least variance.
+    Takes at most ``COLUMNS`` (of ``chunks``) channels, and columns where rows are narrow. Returns the least variance.
     """
     outer, channels, inner = shape
-    values = stack(x, COLUMNS), stack(x, COLUMNS), stack(x, COLUMNS)
+    values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
     least = statistics_channels(data(mean), data(var), eps, channels, data(mean64), data(inv_std))
     if least < -eps:
         return least
