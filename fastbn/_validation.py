@@ -161,6 +161,14 @@ def size(name: str, value: Any) -> int:
     return result
 
 
+def divisor(name: str, value: Any, whole: int) -> int:
+    """A whole number above 0 that divides ``whole``."""
+    result = size(name, value)
+    if not result or whole % result:
+        raise ValueError(f"{name}: expected a divisor of {whole}, got {result}")
+    return result
+
+
 def channel_axis(axis: Any, ndim: int) -> int:
     """``axis``, not negative."""
     index = integer("axis", axis)
@@ -202,6 +210,14 @@ def parameter(name: str, value: Any, channels: int) -> Array:
     array = _array(name, value)
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), one value a channel, got {array.shape}")
+    return array
+
+
+def weights(name: str, value: Any, ndims: tuple[int, ...]) -> Array:
+    """The weights of another layer, with one of these numbers of dimensions."""
+    array = _array(name, value)
+    if array.ndim not in ndims:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, ndims))} dimensions, got shape {array.shape}")
     return array
 
 
@@ -332,10 +348,22 @@ def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
 
 
-def instance(name: str, value: Any, kind: type) -> None:
-    """An object of one of fastbn's own classes."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {_describe(value)}")
+def instance(name: str, value: Any, *kinds: type) -> None:
+    """An object of one of these classes."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: expected a {' or '.join(kind.__name__ for kind in kinds)}, got {_describe(value)}")
+
+
+def tracking(name: str, track_running_stats: bool) -> None:
+    """A layer with running statistics."""
+    if not track_running_stats:
+        raise ValueError(f"{name}: expected a layer with running statistics, got track_running_stats=False")
+
+
+def channels(name: str, given: int, expected: int) -> None:
+    """A layer with this number of channels."""
+    if given != expected:
+        raise ValueError(f"{name}: expected a layer of {expected} channels, got {given}")
 
 
 def trainable(x: Array, axis: int, correction: float) -> None:
