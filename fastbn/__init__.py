@@ -6,6 +6,7 @@ from fastbn.frozen import FrozenBatchNorm
 from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
 from fastbn.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.moments import Moments, backward_input, backward_sums, moments, normalize
+from fastbn.recalibration import recalibrate
 
 __all__ = [
     "BatchNorm",
@@ -26,4 +27,5 @@ __all__ = [
     "inference",
     "moments",
     "normalize",
+    "recalibrate",
 ]

@@ -12,7 +12,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -314,6 +314,11 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
 
 
+def optional_flag(name: str, value: Any) -> bool | None:
+    """``flag``, or ``None``."""
+    return None if value is None else flag(name, value)
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """One of several words."""
     if not isinstance(value, str):
@@ -366,10 +371,49 @@ def channels(name: str, given: int, expected: int) -> None:
         raise ValueError(f"{name}: expected a layer of {expected} channels, got {given}")
 
 
+def layers(name: str, value: Any, kind: type) -> list[Any]:
+    """One layer of this class or several, each with running statistics, and each once."""
+    try:
+        result: list[Any] = [value] if isinstance(value, kind) else list(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected one {kind.__name__} or several, got {_describe(value)}") from None
+    for i, layer in enumerate(result):
+        instance(f"{name}[{i}]", layer, kind)
+        tracking(f"{name}[{i}]", layer.track_running_stats)
+    if not result or len(set(map(id, result))) < len(result):
+        raise ValueError(f"{name}: expected at least one layer, and each of them once, got {_describe(result)}")
+    return result
+
+
+def batches(name: str, value: Any, run: Any, layers: int) -> None:
+    """Batches, and a function to run them; for one layer that may be ``None``, and the batches are arrays."""
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name}: expected an iterable of batches, got {_describe(value)}")
+    if run is None and layers > 1:
+        raise TypeError(f"run: expected a function, as there are {layers} layers, got None")
+    if run is None and isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected an iterable of arrays, got {_describe(value)}: for one batch, a list of it")
+    if run is not None and not callable(run):
+        raise TypeError(f"run: expected a function, got {_describe(run)}")
+
+
+def population(values: int, correction: float) -> float:
+    """``correction`` for statistics of so many values per channel."""
+    if not values:
+        raise ValueError("batches: expected data for every layer, got none for one")
+    _below(correction, values)
+    return correction
+
+
+def _below(correction: float, values: int) -> None:
+    if values <= correction:
+        raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")
+
+
 def trainable(x: Array, axis: int, correction: float) -> None:
     """Enough values a channel for batch statistics with this correction, unless ``x`` is empty."""
     values = x.size // max(x.shape[axis], 1)
     if x.size and values == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
-    if x.size and values <= correction:
-        raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")
+    if x.size:
+        _below(correction, values)
