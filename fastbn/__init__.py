@@ -1,6 +1,7 @@
 """Batch normalization for NumPy, on CPUs, at the speed of the memory."""
 
 from fastbn import fold
+from fastbn._onnx import OnnxNode, from_onnx, to_onnx
 from fastbn._version import __version__
 from fastbn.frozen import FrozenBatchNorm
 from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
@@ -18,14 +19,17 @@ __all__ = [
     "FrozenBatchNorm",
     "Gradients",
     "Moments",
+    "OnnxNode",
     "__version__",
     "backward",
     "backward_input",
     "backward_sums",
     "fold",
     "forward",
+    "from_onnx",
     "inference",
     "moments",
     "normalize",
     "recalibrate",
+    "to_onnx",
 ]

@@ -161,10 +161,18 @@ def size(name: str, value: Any) -> int:
     return result
 
 
+def positive(name: str, value: Any) -> int:
+    """A whole number above 0."""
+    result = size(name, value)
+    if not result:
+        raise ValueError(f"{name}: expected an integer above 0, got 0")
+    return result
+
+
 def divisor(name: str, value: Any, whole: int) -> int:
     """A whole number above 0 that divides ``whole``."""
-    result = size(name, value)
-    if not result or whole % result:
+    result = positive(name, value)
+    if whole % result:
         raise ValueError(f"{name}: expected a divisor of {whole}, got {result}")
     return result
 
@@ -314,11 +322,6 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
 
 
-def optional_flag(name: str, value: Any) -> bool | None:
-    """``flag``, or ``None``."""
-    return None if value is None else flag(name, value)
-
-
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """One of several words."""
     if not isinstance(value, str):
@@ -353,33 +356,53 @@ def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
 
 
+def subset(name: str, given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """No names but those that are known."""
+    if unknown := sorted({*given} - {*known}):
+        raise ValueError(f"{name}: expected none but {sorted(known)} in {where}, got {unknown}")
+
+
+def item(name: str, given: Mapping[str, Any], key: str) -> Any:
+    """What a mapping has under this key."""
+    if key not in given:
+        raise ValueError(f"{name}: expected one of the name {key!r}, got the names {reprlib.repr(sorted(given))}")
+    return given[key]
+
+
+def equal(name: str, value: Any, expected: Any, meaning: str) -> None:
+    """The one value that is possible."""
+    if value != expected:
+        raise ValueError(f"{name}: expected {expected} ({meaning}), got {value}")
+
+
+def at_most(name: str, count: int, most: int, meaning: str) -> None:
+    """Not more than so many."""
+    if count > most:
+        raise ValueError(f"{name}: expected at most {most} {meaning}, got {count}")
+
+
+def several(name: str, value: Any, kind: type) -> list[Any]:
+    """Objects of this class."""
+    try:
+        result = list(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected several {kind.__name__}, got {_describe(value)}") from None
+    for i, element in enumerate(result):
+        instance(f"{name}[{i}]", element, kind)
+    return result
+
+
 def instance(name: str, value: Any, *kinds: type) -> None:
     """An object of one of these classes."""
     if not isinstance(value, kinds):
         raise TypeError(f"{name}: expected a {' or '.join(kind.__name__ for kind in kinds)}, got {_describe(value)}")
 
 
-def tracking(name: str, track_running_stats: bool) -> None:
-    """A layer with running statistics."""
-    if not track_running_stats:
-        raise ValueError(f"{name}: expected a layer with running statistics, got track_running_stats=False")
-
-
-def channels(name: str, given: int, expected: int) -> None:
-    """A layer with this number of channels."""
-    if given != expected:
-        raise ValueError(f"{name}: expected a layer of {expected} channels, got {given}")
-
-
 def layers(name: str, value: Any, kind: type) -> list[Any]:
     """One layer of this class or several, each with running statistics, and each once."""
-    try:
-        result: list[Any] = [value] if isinstance(value, kind) else list(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected one {kind.__name__} or several, got {_describe(value)}") from None
+    result = several(name, [value] if isinstance(value, kind) else value, kind)
     for i, layer in enumerate(result):
-        instance(f"{name}[{i}]", layer, kind)
-        tracking(f"{name}[{i}]", layer.track_running_stats)
+        equal(f"{name}[{i}].track_running_stats", layer.track_running_stats, True, "running statistics")
     if not result or len(set(map(id, result))) < len(result):
         raise ValueError(f"{name}: expected at least one layer, and each of them once, got {_describe(result)}")
     return result

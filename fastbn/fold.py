@@ -136,7 +136,7 @@ def _frozen(bn: AnyBatchNorm) -> FrozenBatchNorm:
     check.instance("bn", bn, BatchNorm, FrozenBatchNorm)
     if isinstance(bn, FrozenBatchNorm):
         return bn
-    check.tracking("bn", bn.track_running_stats)
+    check.equal("bn.track_running_stats", bn.track_running_stats, True, "running statistics")
     return bn.freeze()
 
 
@@ -152,7 +152,7 @@ def _fold(
     """``shape`` is that of ``weight`` with its groups apart; ``outputs`` are the axes of the output channels."""
     spread = [length if axis in outputs else 1 for axis, length in enumerate(shape)]
     channels = math.prod(spread)
-    check.channels("bn", bn.num_features, channels)
+    check.equal("bn.num_features", bn.num_features, channels, "the output channels of weight")
     bias = check.optional_parameter("bias", bias, channels)
     scale = _scale(bn)
     with np.errstate(all="ignore"):

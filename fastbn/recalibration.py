@@ -72,7 +72,7 @@ def recalibrate(
     """
     recorders = [_Recorder(layer) for layer in check.layers("layers", layers, BatchNorm)]
     check.batches("batches", batches, run, len(recorders))
-    shown = _with_progress(batches, check.optional_flag("progress", progress))
+    shown = _with_progress(batches, None if progress is None else check.flag("progress", progress))
     if run is None:
         for batch in shown:
             recorders[0].record(batch)

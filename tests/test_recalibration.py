@@ -328,10 +328,10 @@ X = np.ones((4, 3)) * np.arange(4.0).reshape(4, 1)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, [X]), TypeError, "layers: expected one BatchNorm or several, got NoneType"),
+        ((None, [X]), TypeError, "layers: expected several BatchNorm, got NoneType"),
         (([LAYER, None], [X], len), TypeError, r"layers\[1\]: expected a BatchNorm, got NoneType"),
-        ((LAYER.freeze(), [X]), TypeError, "layers: expected one BatchNorm or several, got FrozenBatchNorm"),
-        ((UNTRACKED, [X]), ValueError, r"layers\[0\]: expected a layer with running statistics"),
+        ((LAYER.freeze(), [X]), TypeError, "layers: expected several BatchNorm, got FrozenBatchNorm"),
+        ((UNTRACKED, [X]), ValueError, r"layers\[0\].track_running_stats: expected True"),
         (([], [X], len), ValueError, "layers: expected at least one layer"),
         (([LAYER, LAYER], [X], len), ValueError, "layers: expected at least one layer, and each of them once"),
         (([LAYER, fastbn.BatchNorm1d(3)], [X]), TypeError, "run: expected a function, as there are 2 layers, got None"),
