@@ -298,6 +298,18 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
 
 
+def affine(value: Any) -> bool | str:
+    """``affine`` of a layer: which of its two parameters it has."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    expected = "True or False, or 'gamma' or 'beta' for one of the two"
+    if not isinstance(value, str):
+        raise TypeError(f"affine: expected {expected}, got {_describe(value)}")
+    if value not in ("gamma", "beta"):
+        raise ValueError(f"affine: expected {expected}, got {value!r}")
+    return str(value)
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """One of several words."""
     if not isinstance(value, str):
