@@ -1,5 +1,6 @@
 """Batch normalization for NumPy, on CPUs, at the speed of the memory."""
 
+from fastbn import cs231n
 from fastbn._version import __version__
 from fastbn.frozen import FrozenBatchNorm
 from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
@@ -20,6 +21,7 @@ __all__ = [
     "backward",
     "backward_input",
     "backward_sums",
+    "cs231n",
     "forward",
     "inference",
     "moments",

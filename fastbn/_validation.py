@@ -94,6 +94,14 @@ def tensor(name: str, value: Any) -> Array:
     return array
 
 
+def dimensional(name: str, value: Any, ndim: int) -> Array:
+    """A tensor of so many dimensions."""
+    array = tensor(name, value)
+    if array.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {array.shape}")
+    return array
+
+
 def tensor_like(name: str, value: Any, x: Array) -> Array:
     """A tensor of the shape and dtype of ``x``."""
     array = _array(name, value)
@@ -316,6 +324,16 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
         raise TypeError(f"{name}: expected one of {choices}, got {_describe(value)}")
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+    return value
+
+
+def mode(bn_param: Mapping[str, Any]) -> str:
+    """``mode`` of the course's ``bn_param``: ``ValueError`` for all but its two words, as in the course."""
+    if "mode" not in bn_param:
+        raise ValueError("bn_param['mode']: expected 'train' or 'test', got no such key")
+    value = bn_param["mode"]
+    if not isinstance(value, str) or value not in ("train", "test"):
+        raise ValueError(f"bn_param['mode']: expected 'train' or 'test', got {_describe(value)}")
     return value
 
 
