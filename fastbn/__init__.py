@@ -1,6 +1,7 @@
 """Batch normalization for NumPy, on CPUs, at the speed of the memory."""
 
 from fastbn import cs231n
+from fastbn._keras import from_keras, to_keras
 from fastbn._version import __version__
 from fastbn.frozen import FrozenBatchNorm
 from fastbn.functional import Cache, ForwardResult, Gradients, backward, forward, inference
@@ -23,7 +24,9 @@ __all__ = [
     "backward_sums",
     "cs231n",
     "forward",
+    "from_keras",
     "inference",
     "moments",
     "normalize",
+    "to_keras",
 ]

@@ -12,7 +12,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -213,6 +213,16 @@ def parameter(name: str, value: Any, channels: int) -> Array:
     return array
 
 
+def vectors(name: str, value: Any, names: Sequence[str]) -> dict[str, Array]:
+    """Arrays of one dimension and one length in a list, by their names."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name}: expected a list of arrays ({', '.join(names)}), got {_describe(value)}")
+    if len(value) != len(names):
+        raise ValueError(f"{name}: expected {len(names)} arrays ({', '.join(names)}), got {len(value)}")
+    first = vector(f"{name}: {names[0]}", value[0])
+    return {each: parameter(f"{name}: {each}", array, first.size) for each, array in zip(names, value, strict=True)}
+
+
 def optional_parameter(name: str, value: Any, channels: int) -> Array | None:
     """``parameter``, or ``None``."""
     return None if value is None else parameter(name, value, channels)
@@ -337,6 +347,21 @@ def mode(bn_param: Mapping[str, Any]) -> str:
     return value
 
 
+def setting(name: str, value: Any, fits: bool, expected: str) -> None:
+    """A sound value, which does not fit here unless it does."""
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def policy(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64, as Keras names it: by its name, or by a dtype policy that has this name."""
+    config = value.get("config") if isinstance(value, Mapping) else {"name": value}
+    given = config.get("name") if isinstance(config, Mapping) else None
+    if not isinstance(given, str):
+        raise TypeError(f"{name}: expected float32 or float64, or a dtype policy of that name, got {_describe(value)}")
+    return float_dtype(name, given)
+
+
 def float_dtype(name: str, value: Any) -> np.dtype[Any]:
     """float32 or float64."""
     try:
@@ -360,6 +385,15 @@ def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
         raise TypeError(f"{name}: expected a mapping, got {_describe(given)}")
     if given.keys() != expected.keys():
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
+
+
+def subset(name: str, given: Any, expected: Set[str]) -> None:
+    """A mapping with some of these keys."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {_describe(given)}")
+    unknown = sorted(map(str, given.keys() - expected))
+    if unknown:
+        raise ValueError(f"{name}: expected no other keys than {sorted(expected)}, got {unknown}")
 
 
 def instance(name: str, value: Any, kind: type) -> None:
