@@ -1,6 +1,7 @@
 """Batch normalization for NumPy, on CPUs, at the speed of the memory."""
 
-from fastbn import fold
+from fastbn import cs231n, fold
+from fastbn._keras import from_keras, to_keras
 from fastbn._onnx import OnnxNode, from_onnx, to_onnx
 from fastbn._version import __version__
 from fastbn.frozen import FrozenBatchNorm
@@ -24,12 +25,15 @@ __all__ = [
     "backward",
     "backward_input",
     "backward_sums",
+    "cs231n",
     "fold",
     "forward",
+    "from_keras",
     "from_onnx",
     "inference",
     "moments",
     "normalize",
     "recalibrate",
+    "to_keras",
     "to_onnx",
 ]

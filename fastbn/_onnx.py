@@ -133,15 +133,16 @@ def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "
     check.instance("bn", bn, BatchNorm)
     for argument, value in (("name", name), ("x", x), ("y", y)):
         check.instance(argument, value, str)
-    check.equal("bn.track_running_stats", bn.track_running_stats, True, "running statistics")
-    check.equal("bn.axis", bn.axis, 1, "where ONNX has its channels")
+    tracked, momentum, correction = bn.track_running_stats, bn.momentum, bn.correction
+    check.setting("bn.track_running_stats", tracked, tracked, "True: a node always has statistics")
+    check.setting("bn.axis", bn.axis, bn.axis == 1, "1, where ONNX has the channels")
     attributes: dict[str, Any] = {"epsilon": bn.eps}
-    if bn.momentum is not None:
-        attributes["momentum"] = 1.0 - bn.momentum
+    if momentum is not None:
+        attributes["momentum"] = 1.0 - momentum
     outputs = [y]
     if bn.training:
-        check.equal("bn.correction", bn.correction, 0, "ONNX's, for a layer in training mode")
-        check.number("bn.momentum", bn.momentum)
+        check.setting("bn.momentum", momentum, momentum is not None, "a number: ONNX has no cumulative average")
+        check.setting("bn.correction", correction, correction == 0, "0: ONNX's running variance is biased")
         attributes["training_mode"] = 1
         outputs += [f"{name}.running_mean", f"{name}.running_var"]
     names = [f"{name}.{suffix}" for suffix in _INPUTS]
@@ -170,22 +171,25 @@ def _attributes(onnx: ModuleType, node: onnx.NodeProto, schema: Any) -> dict[str
     value_of = onnx.helper.get_attribute_value
     defaults = {name: attribute.default_value for name, attribute in schema.attributes.items()}
     given = {attribute.name: value_of(attribute) for attribute in node.attribute}
-    check.subset("node.attribute", given, defaults, f"opset {schema.since_version}")
+    check.subset(f"node.attribute (opset {schema.since_version})", given, defaults.keys())
     return {name: value_of(default) for name, default in defaults.items() if default.type} | given
 
 
 def _is_training(node: onnx.NodeProto, schema: Any, attributes: Mapping[str, Any]) -> bool:
     """Whether the node normalises with the batch's statistics."""
-    outputs = len([name for name in node.output if name])
-    check.at_most("node.output", len(node.output), schema.max_output, f"outputs in opset {schema.since_version}")
-    if schema.since_version < 9:
-        check.equal("node.attribute spatial", bool(attributes["spatial"]), True, "statistics for each channel")
-    if schema.since_version < 7:
-        return not attributes["is_test"]
-    if schema.since_version < 14:
-        return outputs > 1
-    training = bool(attributes["training_mode"])
-    check.at_most("node.output", outputs, schema.max_output if training else 1, "outputs with this training_mode")
+    version, outputs = schema.since_version, len([name for name in node.output if name])
+    most = schema.max_output
+    if version < 9:
+        spatial = bool(attributes["spatial"])
+        check.setting("node.attribute spatial", spatial, spatial, "True: statistics for each channel")
+    if version < 7:
+        training = not attributes["is_test"]
+    elif version < 14:
+        training = outputs > 1
+    else:
+        training = bool(attributes["training_mode"])
+        most = most if training else 1
+    check.setting("node.output", outputs, outputs <= most, f"at most {most}, of a node with {training=}")
     return training
 
 
@@ -194,12 +198,14 @@ def _parameters(onnx: ModuleType, node: onnx.NodeProto, initializers: Any) -> li
     if not isinstance(initializers, Mapping):
         tensors = check.several("initializers", initializers, onnx.TensorProto)
         initializers = {tensor.name: tensor for tensor in tensors}
-    check.equal("node.input", len(node.input), 1 + len(_INPUTS), "x, scale, B, mean and variance")
+    inputs = len(node.input)
+    check.setting("node.input", inputs, inputs == 1 + len(_INPUTS), "5: x, scale, B, mean and variance")
     parameters = []
     for name in node.input[1:]:
         value = check.item("initializers", initializers, name)
         if isinstance(value, onnx.TensorProto):
-            check.equal(f"initializers[{name!r}].data_location", value.data_location, 0, "data that are loaded")
+            location = value.data_location
+            check.setting(f"initializers[{name!r}].data_location", location, not location, "0: data that are loaded")
             value = onnx.numpy_helper.to_array(value)
         parameters.append((f"initializers[{name!r}]", value))
     return parameters

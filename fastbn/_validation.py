@@ -12,7 +12,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -91,6 +91,14 @@ def tensor(name: str, value: Any) -> Array:
     array = _array(name, value)
     if array.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more dimensions, got {array.ndim}")
+    return array
+
+
+def dimensional(name: str, value: Any, *ndims: int) -> Array:
+    """A tensor of so many dimensions, or of one of several numbers of them."""
+    array = tensor(name, value)
+    if array.ndim not in ndims:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, ndims))} dimensions, got shape {array.shape}")
     return array
 
 
@@ -221,12 +229,14 @@ def parameter(name: str, value: Any, channels: int) -> Array:
     return array
 
 
-def weights(name: str, value: Any, ndims: tuple[int, ...]) -> Array:
-    """The weights of another layer, with one of these numbers of dimensions."""
-    array = _array(name, value)
-    if array.ndim not in ndims:
-        raise ValueError(f"{name}: expected {' or '.join(map(str, ndims))} dimensions, got shape {array.shape}")
-    return array
+def vectors(name: str, value: Any, names: Sequence[str]) -> dict[str, Array]:
+    """Arrays of one dimension and one length in a list, by their names."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name}: expected a list of arrays ({', '.join(names)}), got {_describe(value)}")
+    if len(value) != len(names):
+        raise ValueError(f"{name}: expected {len(names)} arrays ({', '.join(names)}), got {len(value)}")
+    first = vector(f"{name}: {names[0]}", value[0])
+    return {each: parameter(f"{name}: {each}", array, first.size) for each, array in zip(names, value, strict=True)}
 
 
 def optional_parameter(name: str, value: Any, channels: int) -> Array | None:
@@ -322,6 +332,18 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
 
 
+def affine(value: Any) -> bool | str:
+    """``affine`` of a layer: which of its two parameters it has."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    expected = "True or False, or 'gamma' or 'beta' for one of the two"
+    if not isinstance(value, str):
+        raise TypeError(f"affine: expected {expected}, got {_describe(value)}")
+    if value not in ("gamma", "beta"):
+        raise ValueError(f"affine: expected {expected}, got {value!r}")
+    return str(value)
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """One of several words."""
     if not isinstance(value, str):
@@ -329,6 +351,31 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     return value
+
+
+def mode(bn_param: Mapping[str, Any]) -> str:
+    """``mode`` of the course's ``bn_param``: ``ValueError`` for all but its two words, as in the course."""
+    if "mode" not in bn_param:
+        raise ValueError("bn_param['mode']: expected 'train' or 'test', got no such key")
+    value = bn_param["mode"]
+    if not isinstance(value, str) or value not in ("train", "test"):
+        raise ValueError(f"bn_param['mode']: expected 'train' or 'test', got {_describe(value)}")
+    return value
+
+
+def setting(name: str, value: Any, fits: bool, expected: str) -> None:
+    """A sound value, which does not fit here unless it does."""
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def policy(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64, as Keras names it: by its name, or by a dtype policy that has this name."""
+    config = value.get("config") if isinstance(value, Mapping) else {"name": value}
+    given = config.get("name") if isinstance(config, Mapping) else None
+    if not isinstance(given, str):
+        raise TypeError(f"{name}: expected float32 or float64, or a dtype policy of that name, got {_describe(value)}")
+    return float_dtype(name, given)
 
 
 def float_dtype(name: str, value: Any) -> np.dtype[Any]:
@@ -356,10 +403,13 @@ def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
 
 
-def subset(name: str, given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """No names but those that are known."""
-    if unknown := sorted({*given} - {*known}):
-        raise ValueError(f"{name}: expected none but {sorted(known)} in {where}, got {unknown}")
+def subset(name: str, given: Any, expected: Set[str]) -> None:
+    """A mapping with some of these keys."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {_describe(given)}")
+    unknown = sorted(map(str, given.keys() - expected))
+    if unknown:
+        raise ValueError(f"{name}: expected no other keys than {sorted(expected)}, got {unknown}")
 
 
 def item(name: str, given: Mapping[str, Any], key: str) -> Any:
@@ -367,18 +417,6 @@ def item(name: str, given: Mapping[str, Any], key: str) -> Any:
     if key not in given:
         raise ValueError(f"{name}: expected one of the name {key!r}, got the names {reprlib.repr(sorted(given))}")
     return given[key]
-
-
-def equal(name: str, value: Any, expected: Any, meaning: str) -> None:
-    """The one value that is possible."""
-    if value != expected:
-        raise ValueError(f"{name}: expected {expected} ({meaning}), got {value}")
-
-
-def at_most(name: str, count: int, most: int, meaning: str) -> None:
-    """Not more than so many."""
-    if count > most:
-        raise ValueError(f"{name}: expected at most {most} {meaning}, got {count}")
 
 
 def several(name: str, value: Any, kind: type) -> list[Any]:
@@ -402,7 +440,8 @@ def layers(name: str, value: Any, kind: type) -> list[Any]:
     """One layer of this class or several, each with running statistics, and each once."""
     result = several(name, [value] if isinstance(value, kind) else value, kind)
     for i, layer in enumerate(result):
-        equal(f"{name}[{i}].track_running_stats", layer.track_running_stats, True, "running statistics")
+        tracked = layer.track_running_stats
+        setting(f"{name}[{i}].track_running_stats", tracked, tracked, "True: there are running statistics to replace")
     if not result or len(set(map(id, result))) < len(result):
         raise ValueError(f"{name}: expected at least one layer, and each of them once, got {_describe(result)}")
     return result

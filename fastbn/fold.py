@@ -105,7 +105,7 @@ def conv(
     the padding is zero after the normalization, and would have to be ``-shift / scale`` before it, which differs
     between channels. A nonlinearity between the two forbids it as well. ``FrozenBatchNorm`` is for these.
     """
-    weight = check.weights("weight", weight, (3, 4, 5))
+    weight = check.dimensional("weight", weight, 3, 4, 5)
     frozen = _frozen(bn)
     if not check.flag("transposed", transposed):
         check.divisor("groups", 1 if groups is None else groups, weight.shape[0])
@@ -127,7 +127,7 @@ def linear(weight: ArrayLike, bias: ArrayLike | None, bn: AnyBatchNorm) -> tuple
     Batch normalization *before* a dense layer can be folded too, by the caller: with ``scale, shift = scale_shift(bn)``
     the weight is ``weight * scale``, and the bias ``bias + weight @ shift``.
     """
-    weight = check.weights("weight", weight, (2,))
+    weight = check.dimensional("weight", weight, 2)
     return _fold(weight, bias, _frozen(bn), weight.shape, outputs=(0,))
 
 
@@ -136,7 +136,8 @@ def _frozen(bn: AnyBatchNorm) -> FrozenBatchNorm:
     check.instance("bn", bn, BatchNorm, FrozenBatchNorm)
     if isinstance(bn, FrozenBatchNorm):
         return bn
-    check.equal("bn.track_running_stats", bn.track_running_stats, True, "running statistics")
+    tracked = bn.track_running_stats
+    check.setting("bn.track_running_stats", tracked, tracked, "True: batch statistics cannot be folded")
     return bn.freeze()
 
 
@@ -152,7 +153,8 @@ def _fold(
     """``shape`` is that of ``weight`` with its groups apart; ``outputs`` are the axes of the output channels."""
     spread = [length if axis in outputs else 1 for axis, length in enumerate(shape)]
     channels = math.prod(spread)
-    check.equal("bn.num_features", bn.num_features, channels, "the output channels of weight")
+    fits = bn.num_features == channels
+    check.setting("bn.num_features", bn.num_features, fits, f"{channels}, the output channels of weight")
     bias = check.optional_parameter("bias", bias, channels)
     scale = _scale(bn)
     with np.errstate(all="ignore"):

@@ -12,21 +12,41 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.large
-def test_digits(tmp_path):
-    for module in ("matplotlib", "sklearn", "tqdm"):
+def run(name, *arguments, needs):
+    """What an example prints; warnings are errors."""
+    for module in needs:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.large
+def test_digits(tmp_path):
     picture = tmp_path / "curves.png"
-    command = [sys.executable, "-W", "error", EXAMPLES / "digits.py", "--epochs", "2", "--seeds", "1", "--out", picture]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
-    rows = [line for line in run.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")]
+    needs = ("matplotlib", "sklearn", "tqdm")
+    printed = run("digits.py", "--epochs", "2", "--seeds", "1", "--out", picture, needs=needs)
+    rows = [line for line in printed.splitlines() if line.strip()[:2] in ("1 ", "2 ")]
     assert len(rows) == 2
     accuracies = [float(value) for value in rows[1].replace("|", " ").split()[1:]]
     assert len(accuracies) == 12
     assert min(accuracies) > 60  # two epochs teach every network something
     assert max(accuracies) <= 100
-    assert "Too few epochs" in run.stdout
+    assert "Too few epochs" in printed
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.large
+def test_train_test_pair():
+    """It compares itself with the formulas, and fails where it leaves them."""
+    printed = run("train_test_pair.py", "--epochs", "2", needs=["sklearn"])
+    rows = {line.split()[0]: line.split("|") for line in printed.splitlines() if line.strip().startswith("0.9")}
+    assert list(rows) == ["0.9", "0.99", "0.999"]
+    accuracies = {momentum: float(columns[1].split()[-1]) for momentum, columns in rows.items()}
+    assert accuracies["0.9"] > 80
+    assert accuracies["0.9"] > accuracies["0.99"] > accuracies["0.999"]  # 42 steps are few for a slow average
+    for columns in rows.values():
+        assert 0 < max(map(float, columns[2].split())) < 1e-12  # two networks, not one

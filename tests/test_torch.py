@@ -7,6 +7,7 @@ errors of its own, and gets the larger multiple.
 from __future__ import annotations
 
 import math
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -131,6 +132,17 @@ def test_state_dict_goes_both_ways(rng):
     x = tensor(rng, (4, 5, 3, 3))
     np.testing.assert_allclose(layer.eval()(x), peer.eval()(torch.tensor(x)).detach().numpy(), atol=1e-6)
     assert layer.num_batches_tracked == peer.num_batches_tracked.item() == 2
+
+
+@pytest.mark.skipif("bias" not in signature(torch.nn.BatchNorm1d).parameters, reason="older PyTorch has no bias=False")
+def test_weight_alone(rng):
+    peer, layer = torch.nn.BatchNorm1d(5, bias=False), fastbn.BatchNorm1d(5, affine="gamma")
+    with torch.no_grad():
+        peer.weight.copy_(torch.tensor(rng.standard_normal(5)))
+    layer.load_state_dict(peer.state_dict())
+    x = tensor(rng, (8, 5))
+    np.testing.assert_allclose(layer(x), peer(torch.tensor(x)).detach().numpy(), atol=1e-6)
+    peer.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
 
 
 def test_layers_have_pytorchs_defaults():
