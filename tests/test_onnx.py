@@ -1,7 +1,7 @@
 """Against ONNX: its reference evaluator, the test cases that come with it, and ONNX Runtime where it is installed.
 
-Errors are multiples of the dtype's ``eps``, relative to the largest magnitude. The evaluator computes in the dtype of
-the data, so most of what is seen in float32 are its own errors.
+Ten training steps beside the evaluator are in test_origins.py. Errors are multiples of the dtype's ``eps``, relative to
+the largest magnitude; the evaluator computes in the dtype of the data, so most of what is seen in float32 are its own.
 """
 
 from __future__ import annotations
@@ -16,44 +16,15 @@ import pytest
 import fastbn
 from tests import tolerances
 from tests.data_for_tests import same_bits, tensor
+from tests.origins.compare import DTYPES, largest_differences
+from tests.origins.onnx import cases, evaluator, model_of, runtime
 
 onnx = pytest.importorskip("onnx")
-reference = pytest.importorskip("onnx.reference")
 
-OPSET = 15
-IR_VERSION = 10  # of the time of onnx 1.17: runtimes lag behind
-TYPES = {np.float32: onnx.TensorProto.FLOAT, np.float64: onnx.TensorProto.DOUBLE}
-MULTIPLES = {"training": 16, "inference": 16, "running": 16}
+MULTIPLE = 16
 """Of ``eps``. The evaluator rounds an output seven times, in terms larger than it, and sums hundreds of values in the
 dtype itself."""
 SHAPES = [(50, 4), (8, 4, 9), (5, 4, 6, 7), (3, 4, 2, 5, 6)]
-
-
-def model_of(node, initializers, dtype, ndim, opset=OPSET):
-    """A checked model of one node, all of whose outputs but the first are per channel."""
-    info = onnx.helper.make_tensor_value_info
-    tensors = [info(name, TYPES[dtype], [None, 4] + [None] * (ndim - 2)) for name in (node.input[0], node.output[0])]
-    outputs = [tensors[1], *(info(name, TYPES[dtype], [4]) for name in node.output[1:])]
-    graph = onnx.helper.make_graph([node], "graph", tensors[:1], outputs, initializers)
-    imports = [onnx.helper.make_opsetid("", opset)]
-    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def evaluator(model):
-    session = reference.ReferenceEvaluator(model)
-    return lambda x: session.run(None, {model.graph.input[0].name: x})
-
-
-def runtime(model):
-    runtime = pytest.importorskip("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {model.graph.input[0].name: x})
-
-
 RUNNERS = [evaluator, runtime]
 
 
@@ -66,65 +37,17 @@ def layer_like_onnx(rng, dtype, *, momentum=0.1, **options):
     return bn
 
 
-class Node:
-    """A layer as a node: ten steps of training feed the node's outputs back to it."""
-
-    def __init__(self, bn, ndim, run=evaluator):
-        self.bn, self.ndim, self.run = bn, ndim, run
-        self.statistics = None
-
-    def __call__(self, x):
-        node, initializers = fastbn.to_onnx(self.bn)
-        if self.statistics is not None:
-            for tensor_proto, array in zip(initializers[2:], self.statistics, strict=True):
-                tensor_proto.CopyFrom(onnx.numpy_helper.from_array(array, tensor_proto.name))
-        out, *statistics = self.run(model_of(node, initializers, self.bn.dtype.type, self.ndim))(x)
-        self.statistics = statistics or self.statistics
-        return out
-
-
-def largest_differences(dtype, run=evaluator):
-    """The largest difference between fastbn and ONNX of each quantity, relative to the largest magnitude.
-
-    Ten training steps and an inference; gradients are ``None``, as ONNX has none.
-    """
-    rng = np.random.default_rng(20261122)
-    differences = {"training": 0.0, "running": 0.0, "inference": 0.0, "gradients": None}
-
-    def note(quantity, ours, theirs):
-        error = float(np.abs(np.float64(ours) - theirs).max() / np.abs(theirs).max())
-        differences[quantity] = max(differences[quantity], error)
-
-    for shape in SHAPES:
-        bn = fastbn.from_onnx(*fastbn.to_onnx(layer_like_onnx(rng, dtype)))  # with ONNX's float32 attributes
-        theirs = Node(bn, len(shape), run)
-        theirs.statistics = bn.running_mean.copy(), bn.running_var.copy()
-        for _ in range(10):
-            x = tensor(rng, shape, dtype, mean=1.0, scale=2.0)
-            expected = theirs(x)
-            note("training", bn(x), expected)
-        note("running", bn.running_mean, theirs.statistics[0])
-        note("running", bn.running_var, theirs.statistics[1])
-        bn.eval()
-        x = tensor(rng, shape, dtype, mean=1.0, scale=2.0)
-        note("inference", bn(x), theirs(x))
-    return differences
-
-
-@pytest.mark.parametrize("run", RUNNERS)
-@pytest.mark.parametrize("dtype", TYPES)
-def test_ten_steps_and_an_inference(dtype, run):
-    eps = np.finfo(dtype).eps
-    for quantity, difference in largest_differences(dtype, run).items():
-        if quantity == "gradients":
-            assert difference is None
-            continue
-        assert difference <= MULTIPLES[quantity] * eps, quantity
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ten_steps_beside_the_runtime(dtype):
+    found = largest_differences(cases(dtype, runtime), dtype)
+    assert found.pop("gradients") is None  # ONNX has none
+    for quantity, value in found.items():
+        assert value <= tolerances.ORIGINS[dtype][quantity], quantity
 
 
 @pytest.mark.parametrize("run", RUNNERS)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": 0.25, "eps": 2.0**-9}], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layer_node_layer(rng, shape, options, dtype, training, run):
@@ -140,12 +63,11 @@ def test_layer_node_layer(rng, shape, options, dtype, training, run):
     for a, b in zip(fastbn.to_onnx(again, name="layer", x="data", y="result"), (node, initializers), strict=True):
         assert a == b  # nothing gets lost on a second round
     x = tensor(rng, shape, dtype, mean=1.0, scale=2.0)
-    out, *statistics = run(model_of(node, initializers, dtype, len(shape)))(x)
-    kind = "training" if training else "inference"
-    assert tolerances.ulps(again(x), out, dtype) <= MULTIPLES[kind]
+    out, *statistics = run(model_of(node, initializers, len(shape)))(x)
+    assert tolerances.ulps(again(x), out, dtype) <= MULTIPLE
     assert len(statistics) == (2 if training else 0)
     for ours, theirs in zip((again.running_mean, again.running_var), statistics):  # noqa: B905 - none in inference
-        assert tolerances.ulps(ours, theirs, dtype) <= MULTIPLES["running"]
+        assert tolerances.ulps(ours, theirs, dtype) <= MULTIPLE
 
 
 def bundled_cases():
@@ -186,7 +108,7 @@ def test_bundled_cases():
         results = [bn(x), bn.running_mean, bn.running_var][: len(outputs)]
         for ours, theirs in zip(results, outputs, strict=True):
             assert ours.dtype == theirs.dtype
-            assert tolerances.ulps(ours, theirs, np.float32) <= MULTIPLES["training"], name
+            assert tolerances.ulps(ours, theirs, np.float32) <= MULTIPLE, name
         names.append(name)
     assert {f"test_batchnorm_{kind}{mode}" for kind in ("example", "epsilon") for mode in ("", "_training_mode")} <= {
         *names
@@ -287,11 +209,11 @@ def test_older_opsets_in_the_runtime(rng, opset, outputs):
     protos = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     bn = fastbn.from_onnx(node, arrays, opset=opset)
     x = tensor(rng, (5, 4, 6), np.float32)
-    results = runtime(model_of(node, protos, np.float32, 3, opset))(x)
-    assert tolerances.ulps(bn(x), results[0], np.float32) <= MULTIPLES["training"]
+    results = runtime(model_of(node, protos, 3, opset))(x)
+    assert tolerances.ulps(bn(x), results[0], np.float32) <= MULTIPLE
     if outputs > 1:
-        assert tolerances.ulps(bn.running_mean, results[1], np.float32) <= MULTIPLES["running"]
-        assert tolerances.ulps(bn.running_var, results[2], np.float32) <= MULTIPLES["running"]
+        assert tolerances.ulps(bn.running_mean, results[1], np.float32) <= MULTIPLE
+        assert tolerances.ulps(bn.running_var, results[2], np.float32) <= MULTIPLE
 
 
 def external():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.origins import cs231n, keras, numpy_pair, pytorch
+from tests.origins import cs231n, keras, numpy_pair, onnx, pytorch
 from tests.origins.compare import largest_differences
 from tests.tolerances import ORIGINS as BOUNDS
 
@@ -34,4 +34,5 @@ ORIGINS = (
     Origin("PyTorch", pytorch.against, pytorch.cases),
     Origin("Keras", keras.against, keras.cases, computes_in=np.float32),
     Origin("moments and moving average", keras.against, keras.plain_cases),
+    Origin("ONNX", onnx.against, onnx.cases),
 )
