@@ -78,10 +78,11 @@ def from_onnx(
     scale, *others = _parameters(onnx, node, initializers)
     gamma = check.vector(*scale)
     beta, mean, var = (check.parameter(name, value, gamma.size) for name, value in others)
-    check.variance(others[-1][0], var, attributes["epsilon"])
+    eps = check.eps(attributes["epsilon"], zero=False)
+    check.variance(others[-1][0], var, eps)
     layer = BatchNorm(
         gamma.size,
-        eps=attributes["epsilon"],
+        eps=eps,
         momentum=1.0 - check.momentum(attributes["momentum"]),
         correction=0,
         dtype=np.result_type(gamma, beta, mean, var),
@@ -136,6 +137,9 @@ def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "
     tracked, momentum, correction = bn.track_running_stats, bn.momentum, bn.correction
     check.setting("bn.track_running_stats", tracked, tracked, "True: a node always has statistics")
     check.setting("bn.axis", bn.axis, bn.axis == 1, "1, where ONNX has the channels")
+    range32 = np.finfo(np.float32)
+    fits = float(range32.smallest_subnormal) <= bn.eps <= float(range32.max)
+    check.setting("bn.eps", bn.eps, fits, "a number in the range of float32, which ONNX's epsilon is")
     attributes: dict[str, Any] = {"epsilon": bn.eps}
     if momentum is not None:
         attributes["momentum"] = 1.0 - momentum

@@ -61,9 +61,9 @@ def recalibrate(
     of them is changed. Running statistics and ``num_batches_tracked``, then the number of calls with data, are set at
     the end, for all layers or, after any exception, ``KeyboardInterrupt`` included, for none.
 
-    Deeper layers so see inputs that layers before them normalised by batches, as in training. For the statistics of
-    what a layer sees in evaluation mode, recalibrate one layer after the other, from the input on, with the network in
-    evaluation mode: one pass over the data for each.
+    So deeper layers see inputs that the layers before them have normalised by batches, as in training. For the
+    statistics of what a layer sees in evaluation mode, recalibrate one layer after the other, from the input on, with
+    the network in evaluation mode: one pass over the data for each.
 
     References
     ----------
@@ -85,6 +85,7 @@ class _Recorder:
     """Stands in for a layer's ``forward``: normalises with the batch's moments, and merges them."""
 
     def __init__(self, layer: BatchNorm) -> None:
+        layer._state()  # refuses replaced arrays that do not fit, before a pass that may be long
         zeros = np.zeros(layer.num_features)
         self.layer = layer
         self.merged = Moments(0, zeros, zeros)

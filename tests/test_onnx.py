@@ -293,6 +293,8 @@ def test_nodes_that_are_refused(arguments, options, error, message):
             ValueError,
             "bn.momentum: expected a number: .*, got None",
         ),
+        (fastbn.BatchNorm(3, eps=1e-50).eval(), {}, ValueError, "bn.eps: expected a number in the range of float32"),
+        (fastbn.BatchNorm(3, eps=1e50).eval(), {}, ValueError, "bn.eps: expected a number in the range of float32"),
         (fastbn.BatchNorm(3).eval(), {"name": 1}, TypeError, "name: expected a str, got int 1"),
         (fastbn.BatchNorm(3).eval(), {"y": None}, TypeError, "y: expected a str, got NoneType"),
     ],

@@ -359,9 +359,11 @@ def test_refused(arguments, error, message):
 def test_replaced_arrays_are_checked():
     layer = fastbn.BatchNorm1d(3)
     layer.running_var = np.ones(4)
+    batches = iter([X])
     with pytest.raises(ValueError, match=r"running_var: expected shape \(3,\)"):
-        fastbn.recalibrate(layer, [X])
+        fastbn.recalibrate(layer, batches)
     assert (layer.running_mean == 0).all()
+    assert next(batches) is X  # before the data are gone over
 
 
 class Terminal(io.StringIO):
