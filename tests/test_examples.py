@@ -56,6 +56,17 @@ def test_train_test_pair():
         assert 0 < max(map(float, columns[2].split())) < 1e-12  # two networks, not one
 
 
+@pytest.mark.large
+def test_tiny_batches():
+    """The harm at two images a batch is large enough to be seen after one epoch."""
+    short = ("--epochs", "1", "--seeds", "2", "--batch-sizes", "2", "32")
+    printed = run("tiny_batches.py", *short, needs=["sklearn", "tqdm"])
+    rows = [line.split("|") for line in printed.splitlines() if line.count("|") == 3]
+    differences = {size.strip(): float(difference.split()[0]) for size, _, _, difference in rows[1:]}
+    assert list(differences) == ["2", "32"]
+    assert differences["2"] < -10 < -5 < differences["32"]
+
+
 LENET = ("sklearn", "threadpoolctl", "tqdm")
 
 
