@@ -165,7 +165,9 @@ def _package() -> ModuleType:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError('from_onnx, to_onnx: expected the package onnx: pip install "fastbn[onnx]"') from error
+        raise ImportError(
+            "from_onnx, to_onnx: expected the package onnx, fastbn's extra [onnx]: pip install onnx"
+        ) from error
     package: ModuleType = onnx
     return package
 
