@@ -10,8 +10,8 @@ import pytest
 import fastbn
 from fastbn import _keras
 from tests.data_for_tests import same_bits, tensor
-from tests.origins.compare import Layer, difference, differences, largest_differences
-from tests.origins.keras import KEPT_ARRAYS, Case, KerasLayer, built, library, moved_over
+from tests.origins.compare import Case, Layer, difference, differences, largest_differences
+from tests.origins.keras import KEPT_ARRAYS, KerasLayer, built, library, moved_over
 from tests.tolerances import ORIGINS
 
 pytestmark = pytest.mark.filterwarnings(KEPT_ARRAYS)
