@@ -22,7 +22,7 @@ from fastbn._typing import Array
 
 _CONFIG = "config"
 _CONFIG_BYTES = 4096
-_AFFINE = ("weight", "bias")
+_AFFINE = {"weight": "gamma", "bias": "beta"}
 _TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 _HEADER_BYTES = 1024
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -66,7 +66,9 @@ def require_arrays(state: Mapping[str, Array], options: Mapping[str, Any]) -> No
 
     To be called before the layer is made, which could otherwise be of any size.
     """
-    expected = {*(_AFFINE if options["affine"] else ()), *(_TRACKED if options["track_running_stats"] else ())}
+    affine = options["affine"]
+    expected = {name for name, parameter in _AFFINE.items() if affine is True or affine == parameter}
+    expected |= {*(_TRACKED if options["track_running_stats"] else ())}
     if state.keys() != expected:
         raise ValueError(f"expected the arrays {sorted(expected)}, got {sorted(state)}")
     for name, array in state.items():

@@ -12,7 +12,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -94,6 +94,14 @@ def tensor(name: str, value: Any) -> Array:
     return array
 
 
+def dimensional(name: str, value: Any, *ndims: int) -> Array:
+    """A tensor of so many dimensions, or of one of several numbers of them."""
+    array = tensor(name, value)
+    if array.ndim not in ndims:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, ndims))} dimensions, got shape {array.shape}")
+    return array
+
+
 def tensor_like(name: str, value: Any, x: Array) -> Array:
     """A tensor of the shape and dtype of ``x``."""
     array = _array(name, value)
@@ -161,6 +169,22 @@ def size(name: str, value: Any) -> int:
     return result
 
 
+def positive(name: str, value: Any) -> int:
+    """A whole number above 0."""
+    result = size(name, value)
+    if not result:
+        raise ValueError(f"{name}: expected an integer above 0, got 0")
+    return result
+
+
+def divisor(name: str, value: Any, whole: int) -> int:
+    """A whole number above 0 that divides ``whole``."""
+    result = positive(name, value)
+    if whole % result:
+        raise ValueError(f"{name}: expected a divisor of {whole}, got {result}")
+    return result
+
+
 def channel_axis(axis: Any, ndim: int) -> int:
     """``axis``, not negative."""
     index = integer("axis", axis)
@@ -203,6 +227,16 @@ def parameter(name: str, value: Any, channels: int) -> Array:
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), one value a channel, got {array.shape}")
     return array
+
+
+def vectors(name: str, value: Any, names: Sequence[str]) -> dict[str, Array]:
+    """Arrays of one dimension and one length in a list, by their names."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name}: expected a list of arrays ({', '.join(names)}), got {_describe(value)}")
+    if len(value) != len(names):
+        raise ValueError(f"{name}: expected {len(names)} arrays ({', '.join(names)}), got {len(value)}")
+    first = vector(f"{name}: {names[0]}", value[0])
+    return {each: parameter(f"{name}: {each}", array, first.size) for each, array in zip(names, value, strict=True)}
 
 
 def optional_parameter(name: str, value: Any, channels: int) -> Array | None:
@@ -298,6 +332,18 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name}: expected True or False, got {_describe(value)}")
 
 
+def affine(value: Any) -> bool | str:
+    """``affine`` of a layer: which of its two parameters it has."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    expected = "True or False, or 'gamma' or 'beta' for one of the two"
+    if not isinstance(value, str):
+        raise TypeError(f"affine: expected {expected}, got {_describe(value)}")
+    if value not in ("gamma", "beta"):
+        raise ValueError(f"affine: expected {expected}, got {value!r}")
+    return str(value)
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """One of several words."""
     if not isinstance(value, str):
@@ -305,6 +351,31 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     return value
+
+
+def mode(bn_param: Mapping[str, Any]) -> str:
+    """``mode`` of the course's ``bn_param``: ``ValueError`` for all but its two words, as in the course."""
+    if "mode" not in bn_param:
+        raise ValueError("bn_param['mode']: expected 'train' or 'test', got no such key")
+    value = bn_param["mode"]
+    if not isinstance(value, str) or value not in ("train", "test"):
+        raise ValueError(f"bn_param['mode']: expected 'train' or 'test', got {_describe(value)}")
+    return value
+
+
+def setting(name: str, value: Any, fits: bool, expected: str) -> None:
+    """A sound value, which does not fit here unless it does."""
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def policy(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64, as Keras names it: by its name, or by a dtype policy that has this name."""
+    config = value.get("config") if isinstance(value, Mapping) else {"name": value}
+    given = config.get("name") if isinstance(config, Mapping) else None
+    if not isinstance(given, str):
+        raise TypeError(f"{name}: expected float32 or float64, or a dtype policy of that name, got {_describe(value)}")
+    return float_dtype(name, given)
 
 
 def float_dtype(name: str, value: Any) -> np.dtype[Any]:
@@ -332,10 +403,73 @@ def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
 
 
-def instance(name: str, value: Any, kind: type) -> None:
-    """An object of one of fastbn's own classes."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {_describe(value)}")
+def subset(name: str, given: Any, expected: Set[str]) -> None:
+    """A mapping with some of these keys."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {_describe(given)}")
+    unknown = sorted(map(str, given.keys() - expected))
+    if unknown:
+        raise ValueError(f"{name}: expected no other keys than {sorted(expected)}, got {unknown}")
+
+
+def item(name: str, given: Mapping[str, Any], key: str) -> Any:
+    """What a mapping has under this key."""
+    if key not in given:
+        raise ValueError(f"{name}: expected one of the name {key!r}, got the names {reprlib.repr(sorted(given))}")
+    return given[key]
+
+
+def several(name: str, value: Any, kind: type) -> list[Any]:
+    """Objects of this class."""
+    try:
+        result = list(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected several {kind.__name__}, got {_describe(value)}") from None
+    for i, element in enumerate(result):
+        instance(f"{name}[{i}]", element, kind)
+    return result
+
+
+def instance(name: str, value: Any, *kinds: type) -> None:
+    """An object of one of these classes."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: expected a {' or '.join(kind.__name__ for kind in kinds)}, got {_describe(value)}")
+
+
+def layers(name: str, value: Any, kind: type) -> list[Any]:
+    """One layer of this class or several, each with running statistics, and each once."""
+    result = several(name, [value] if isinstance(value, kind) else value, kind)
+    for i, layer in enumerate(result):
+        tracked = layer.track_running_stats
+        setting(f"{name}[{i}].track_running_stats", tracked, tracked, "True: there are running statistics to replace")
+    if not result or len(set(map(id, result))) < len(result):
+        raise ValueError(f"{name}: expected at least one layer, and each of them once, got {_describe(result)}")
+    return result
+
+
+def batches(name: str, value: Any, run: Any, layers: int) -> None:
+    """Batches, and a function to run them; for one layer that may be ``None``, and the batches are arrays."""
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name}: expected an iterable of batches, got {_describe(value)}")
+    if run is None and layers > 1:
+        raise TypeError(f"run: expected a function, as there are {layers} layers, got None")
+    if run is None and isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected an iterable of arrays, got {_describe(value)}: for one batch, a list of it")
+    if run is not None and not callable(run):
+        raise TypeError(f"run: expected a function, got {_describe(run)}")
+
+
+def population(values: int, correction: float) -> float:
+    """``correction`` for statistics of so many values per channel."""
+    if not values:
+        raise ValueError("batches: expected data for every layer, got none for one")
+    _below(correction, values)
+    return correction
+
+
+def _below(correction: float, values: int) -> None:
+    if values <= correction:
+        raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")
 
 
 def trainable(x: Array, axis: int, correction: float) -> None:
@@ -343,5 +477,5 @@ def trainable(x: Array, axis: int, correction: float) -> None:
     values = x.size // max(x.shape[axis], 1)
     if x.size and values == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
-    if x.size and values <= correction:
-        raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")
+    if x.size:
+        _below(correction, values)

@@ -42,8 +42,9 @@ class BatchNorm:
     momentum : float or None
         Weight of a batch in the running statistics, 0 to 1. ``None`` is the cumulative average: weight
         ``1 / num_batches_tracked``.
-    affine : bool
-        Whether there are ``gamma`` (ones at first) and ``beta`` (zeros); else both are ``None``.
+    affine : bool, "gamma" or "beta"
+        Whether there are ``gamma`` (ones at first) and ``beta`` (zeros), or only the one that is named; what is not
+        there is ``None``.
     track_running_stats : bool
         Whether there are running statistics; else the batch's are used in both modes.
     correction : float
@@ -87,7 +88,7 @@ class BatchNorm:
         axis: int = 1,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        affine: bool = True,
+        affine: bool | str = True,
         track_running_stats: bool = True,
         correction: float = 1,
         dtype: DTypeLike = np.float32,
@@ -97,14 +98,14 @@ class BatchNorm:
         self.axis = check.integer("axis", axis)
         self.eps = check.eps(eps, zero=False)
         self.momentum = None if momentum is None else check.momentum(momentum)
-        self.affine = check.flag("affine", affine)
+        self.affine = check.affine(affine)
         self.track_running_stats = check.flag("track_running_stats", track_running_stats)
         self.correction = check.correction(correction)
         self.dtype = check.float_dtype("dtype", dtype)
         self.nan_policy = check.choice("nan_policy", nan_policy, ("propagate", "raise"))
         self.training = True
-        self.gamma = np.ones(self.num_features, self.dtype) if self.affine else None
-        self.beta = np.zeros(self.num_features, self.dtype) if self.affine else None
+        self.gamma = np.ones(self.num_features, self.dtype) if self._has("gamma") else None
+        self.beta = np.zeros(self.num_features, self.dtype) if self._has("beta") else None
         self.running_mean = np.zeros(self.num_features, self.dtype) if self.track_running_stats else None
         self.running_var = np.ones(self.num_features, self.dtype) if self.track_running_stats else None
         self.dgamma = None
@@ -224,11 +225,14 @@ class BatchNorm:
         dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
         return dx
 
+    def _has(self, parameter: str) -> bool:
+        """Whether the layer was made with ``gamma``, or with ``beta``."""
+        return self.affine is True or self.affine == parameter
+
     def _state(self) -> dict[str, Array]:
         """The layer's own arrays, under PyTorch's names; checked, as they may have been replaced."""
-        attributes: dict[str, str] = {}
-        if self.affine:
-            attributes |= {"weight": "gamma", "bias": "beta"}
+        names = {"weight": "gamma", "bias": "beta"}
+        attributes = {name: parameter for name, parameter in names.items() if self._has(parameter)}
         if self.track_running_stats:
             attributes |= {"running_mean": "running_mean", "running_var": "running_var"}
         state: dict[str, Array] = {}
@@ -241,8 +245,8 @@ class BatchNorm:
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and running statistics under PyTorch's names.
 
-        ``weight`` and ``bias`` where ``affine``; ``running_mean``, ``running_var`` and ``num_batches_tracked`` (int64,
-        no dimensions) where ``track_running_stats``.
+        ``weight`` and ``bias`` as ``affine`` has it; ``running_mean``, ``running_var`` and ``num_batches_tracked``
+        (int64, no dimensions) where ``track_running_stats``.
         """
         return {name: array.copy() for name, array in self._state().items()}
 

@@ -87,6 +87,30 @@ def test_without_affine_and_tracking(rng):
         layer(x[:1])
 
 
+@pytest.mark.parametrize(("affine", "missing", "key"), [("gamma", "beta", "weight"), ("beta", "gamma", "bias")])
+def test_one_parameter_alone(rng, affine, missing, key):
+    layer = fastbn.BatchNorm1d(3, affine=affine)
+    assert getattr(layer, missing) is None
+    parameter = getattr(layer, affine)
+    np.testing.assert_array_equal(parameter, affine == "gamma")
+    parameter[:] = [1, 2, 3]
+    x, dout = tensor(rng, (6, 3)), tensor(rng, (6, 3))
+    out, cache = fastbn.forward(x, **{affine: parameter})
+    assert same_bits(layer(x), out)
+    dx, *gradients = fastbn.backward(dout, cache)
+    assert same_bits(layer.backward(dout), dx)
+    assert same_bits(getattr(layer, f"d{affine}"), gradients[affine == "beta"])
+    assert getattr(layer, f"d{missing}") is None
+    assert list(layer.state_dict()) == [key, "running_mean", "running_var", "num_batches_tracked"]
+    other = fastbn.BatchNorm1d(3, affine=affine)
+    other.load_state_dict(layer.state_dict())
+    assert same_bits(other.eval()(x), layer.eval()(x))
+    assert same_bits(layer.freeze()(x), layer(x))
+    assert f"affine={affine!r}" in repr(layer)
+    with pytest.raises(ValueError, match="state: expected the keys"):
+        fastbn.BatchNorm1d(3).load_state_dict(layer.state_dict())
+
+
 def test_float64_layer(rng):
     layer = fastbn.BatchNorm1d(3, dtype="float64")
     assert {value.dtype for name, value in layer.state_dict().items() if name != "num_batches_tracked"} == {
@@ -202,7 +226,8 @@ def test_nan_policy(rng, bad):
         ({"eps": None}, TypeError, "eps: expected a number"),
         ({"momentum": 1.5}, ValueError, "momentum: expected 0 to 1, got 1.5"),
         ({"momentum": "0.1"}, TypeError, "momentum: expected a number"),
-        ({"affine": 1}, TypeError, "affine: expected True or False"),
+        ({"affine": 1}, TypeError, "affine: expected True or False, or 'gamma' or 'beta' .*, got int 1"),
+        ({"affine": "alpha"}, ValueError, "affine: expected True or False, or 'gamma' or 'beta' .*, got 'alpha'"),
         ({"track_running_stats": None}, TypeError, "track_running_stats: expected True or False"),
         ({"correction": -1}, ValueError, "correction: expected a finite number not below 0"),
         ({"dtype": np.float16}, TypeError, "dtype: expected dtype float32 or float64, got float16: half"),

@@ -7,6 +7,7 @@ errors of its own, and gets the larger multiple.
 from __future__ import annotations
 
 import math
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_every_shape(rng, problem):
                 assert error <= multiples[name.partition("_")[0]], (tolerances, name, error)
 
 
-@pytest.mark.parametrize(
+LAYERS = pytest.mark.parametrize(
     ("ours", "theirs", "shape"),
     [
         (fastbn.BatchNorm1d, torch.nn.BatchNorm1d, (16, 5)),
@@ -80,7 +81,7 @@ def test_every_shape(rng, problem):
         (fastbn.BatchNorm3d, torch.nn.BatchNorm3d, (2, 5, 3, 4, 5)),
     ],
 )
-@pytest.mark.parametrize(
+OPTIONS = pytest.mark.parametrize(
     "options",
     [
         {},
@@ -88,9 +89,14 @@ def test_every_shape(rng, problem):
         {"momentum": 0.3, "eps": 1e-2},
         {"affine": False},
         {"track_running_stats": False},
+        {"affine": False, "track_running_stats": False},
     ],
     ids=str,
 )
+
+
+@LAYERS
+@OPTIONS
 def test_ten_steps_of_a_layer(rng, ours, theirs, shape, options):
     layer, peer = ours(5, **options), theirs(5, **options)
     if layer.affine:
@@ -121,16 +127,49 @@ def test_ten_steps_of_a_layer(rng, ours, theirs, shape, options):
             assert value.dtype == state[name].dtype
 
 
-def test_state_dict_goes_both_ways(rng):
-    peer = torch.nn.BatchNorm2d(5)
-    peer(torch.tensor(tensor(rng, (4, 5, 3, 3))))
-    layer = fastbn.BatchNorm2d(5)
+@LAYERS
+@OPTIONS
+def test_state_dicts_go_both_ways(rng, ours, theirs, shape, options):
+    """After ten steps over to fastbn, after ten more on both sides back to a new module, which goes on alike."""
+    layer, peer, back = ours(5, **options), theirs(5, **options), theirs(5, **options)
+    if peer.affine:
+        with torch.no_grad():
+            for parameter in (peer.weight, peer.bias):
+                parameter.copy_(torch.from_numpy(tensor(rng, 5).copy()))
+    batches = [tensor(rng, shape, mean=step, scale=2.0) for step in range(10)]
+    for x in batches:
+        peer(torch.tensor(x))
     layer.load_state_dict(peer.state_dict())
-    layer(tensor(rng, (4, 5, 3, 3)))
+    given = {name: value.numpy() for name, value in peer.state_dict().items()}
+    assert {name: value.tobytes() for name, value in layer.state_dict().items()} == {
+        name: value.tobytes() for name, value in given.items()
+    }
+    for x in batches[::-1]:
+        layer(x)
+        peer(torch.tensor(x))
+    back.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
+    for mode in (True, False):
+        for x in batches[:2]:
+            out = layer.train(mode)(x)
+            for module in (peer, back):
+                expected = module.train(mode)(torch.tensor(x)).detach().numpy()
+                np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert layer.num_batches_tracked == (22 if layer.track_running_stats else None)
+    for module in (peer, back):
+        for name, value in module.state_dict().items():
+            np.testing.assert_allclose(layer.state_dict()[name], value.numpy(), rtol=1e-5, atol=1e-6)
+            assert layer.state_dict()[name].dtype == value.numpy().dtype
+
+
+@pytest.mark.skipif("bias" not in signature(torch.nn.BatchNorm1d).parameters, reason="older PyTorch has no bias=False")
+def test_weight_alone(rng):
+    peer, layer = torch.nn.BatchNorm1d(5, bias=False), fastbn.BatchNorm1d(5, affine="gamma")
+    with torch.no_grad():
+        peer.weight.copy_(torch.tensor(rng.standard_normal(5)))
+    layer.load_state_dict(peer.state_dict())
+    x = tensor(rng, (8, 5))
+    np.testing.assert_allclose(layer(x), peer(torch.tensor(x)).detach().numpy(), atol=1e-6)
     peer.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
-    x = tensor(rng, (4, 5, 3, 3))
-    np.testing.assert_allclose(layer.eval()(x), peer.eval()(torch.tensor(x)).detach().numpy(), atol=1e-6)
-    assert layer.num_batches_tracked == peer.num_batches_tracked.item() == 2
 
 
 def test_layers_have_pytorchs_defaults():

@@ -36,6 +36,16 @@ EXACT_OUTPUT = 6e-7
 CENTRAL_DIFFERENCE = 1e-8
 """Relative, in float64 with a step of 1e-5: truncation 1e-10, cancellation 1e-11."""
 
+_QUANTITIES = ("training output", "running statistics after ten steps", "inference output", "gradients")
+ORIGINS = {
+    np.float32: dict.fromkeys(_QUANTITIES, 2e-6),
+    np.float64: dict.fromkeys(_QUANTITIES, 5e-14),
+}
+"""Largest difference from the code that people come from, over the largest magnitude of the result; data of mean 1 and
+deviation 2, at most some hundreds of values per channel. float32: 16 times its ``eps``, for the roundings of both
+sides, most of which are in the sums of the other side and in Keras' ``E[x**2] - E[x]**2``. float64: 225 times its
+``eps``, for sums in other orders, which the division by the deviation and ten steps carry on."""
+
 
 def ulps(actual: object, expected: object, dtype: object, scale: object = None) -> float:
     """Largest ``|actual - expected|`` in units of ``eps * scale``; ``scale`` is the largest magnitude by default."""

@@ -1,0 +1,217 @@
+"""Layers from ONNX nodes, and nodes from layers. The ``onnx`` package is imported only here, when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbn import _validation as check
+from fastbn.layers import BatchNorm
+
+if TYPE_CHECKING:
+    import onnx
+
+_INPUTS = ("scale", "B", "input_mean", "input_var")
+"""ONNX's names for what fastbn calls gamma, beta, running_mean and running_var."""
+
+
+class OnnxNode(NamedTuple):
+    """What ``to_onnx`` returns: a node and the initialisers that it refers to."""
+
+    node: onnx.NodeProto
+    initializers: list[onnx.TensorProto]
+
+
+def from_onnx(
+    node: onnx.NodeProto,
+    initializers: Mapping[str, onnx.TensorProto | ArrayLike] | Iterable[onnx.TensorProto],
+    *,
+    opset: int = 15,
+) -> BatchNorm:
+    """A layer that computes what an ONNX ``BatchNormalization`` node does.
+
+    ``epsilon`` is ``eps``. ``momentum`` is in ONNX the weight of the *old* running value, so the layer's is
+    ``1 - momentum``. The running variance follows the biased one, so ``correction=0``. The channels are on axis 1.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+        The node.
+    initializers : mapping or iterable
+        The node's scale, B, mean and variance by name, as arrays or ``onnx.TensorProto``; or an iterable of
+        ``onnx.TensorProto``, such as ``model.graph.initializer``. It may hold others as well.
+    opset : int
+        The version of the operator set that the model imports (``model.opset_import``). It decides what the
+        attributes are and what tells training from inference: ``training_mode`` from 14 on; the number of outputs from
+        7 on; ``is_test`` before.
+
+    Returns
+    -------
+    BatchNorm
+        In training mode where the node is, else in evaluation mode. Its dtype is that of the initialisers, or the wider
+        one of both. ``eps`` and ``momentum`` are the node's float32 values: ``1e-5`` comes as 9.999999747378752e-06.
+
+    Raises
+    ------
+    ImportError
+        If the ``onnx`` package is missing.
+    TypeError
+        If ``node`` is no ``onnx.NodeProto``, or initialisers are not float32 or float64.
+    ValueError
+        For nodes of another operator, with attributes or outputs that the opset does not know, or with ``spatial=0``
+        (statistics for each activation, before opset 9), and for initialisers that are missing or do not fit.
+
+    References
+    ----------
+    ONNX operator ``BatchNormalization``, versions 1, 6, 7, 9, 14 and 15.
+    """
+    onnx = _package()
+    check.instance("node", node, onnx.NodeProto)
+    check.choice("node.domain", node.domain, ("", "ai.onnx"))
+    check.choice("node.op_type", node.op_type, ("BatchNormalization",))
+    schema = onnx.defs.get_schema("BatchNormalization", check.positive("opset", opset), "")
+    attributes = _attributes(onnx, node, schema)
+    scale, *others = _parameters(onnx, node, initializers)
+    gamma = check.vector(*scale)
+    beta, mean, var = (check.parameter(name, value, gamma.size) for name, value in others)
+    eps = check.eps(attributes["epsilon"], zero=False)
+    check.variance(others[-1][0], var, eps)
+    layer = BatchNorm(
+        gamma.size,
+        eps=eps,
+        momentum=1.0 - check.momentum(attributes["momentum"]),
+        correction=0,
+        dtype=np.result_type(gamma, beta, mean, var),
+    )
+    layer.gamma, layer.beta, layer.running_mean, layer.running_var = (
+        array.astype(layer.dtype) for array in (gamma, beta, mean, var)
+    )
+    return layer.train(_is_training(node, schema, attributes))
+
+
+def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "y") -> OnnxNode:
+    """A layer as an ONNX ``BatchNormalization`` node with its initialisers.
+
+    In evaluation mode the node is one for inference, of opset 7 or newer; in training mode it has ``training_mode=1``,
+    of opset 14 or newer, and gives the new running statistics as further outputs. The initialisers are in the layer's
+    dtype, which most runtimes ask of the input, too.
+
+    Parameters
+    ----------
+    bn : BatchNorm
+        The layer, with the channels on axis 1.
+    name : str
+        Name of the node, and first part of the names of its initialisers, ``{name}.scale``, ``.B``, ``.input_mean`` and
+        ``.input_var``, and of its further outputs, ``{name}.running_mean`` and ``.running_var``.
+    x, y : str
+        Names of the input and the output.
+
+    Returns
+    -------
+    node : onnx.NodeProto
+    initializers : list of onnx.TensorProto
+        For the lists of the same names of an ``onnx.GraphProto``.
+
+    Raises
+    ------
+    ImportError
+        If the ``onnx`` package is missing.
+    TypeError
+        If ``bn`` is no ``BatchNorm``, or a name no string.
+    ValueError
+        For layers that no node computes: another axis, no running statistics; in training mode also ``correction``
+        other than 0, since the variance in ONNX's running one is the biased one, and ``momentum=None``.
+
+    Notes
+    -----
+    Attributes are float32 in ONNX: ``eps`` and ``1 - momentum`` are rounded to that. ``nan_policy`` is lost.
+    """
+    onnx = _package()
+    check.instance("bn", bn, BatchNorm)
+    for argument, value in (("name", name), ("x", x), ("y", y)):
+        check.instance(argument, value, str)
+    tracked, momentum, correction = bn.track_running_stats, bn.momentum, bn.correction
+    check.setting("bn.track_running_stats", tracked, tracked, "True: a node always has statistics")
+    check.setting("bn.axis", bn.axis, bn.axis == 1, "1, where ONNX has the channels")
+    range32 = np.finfo(np.float32)
+    fits = float(range32.smallest_subnormal) <= bn.eps <= float(range32.max)
+    check.setting("bn.eps", bn.eps, fits, "a number in the range of float32, which ONNX's epsilon is")
+    attributes: dict[str, Any] = {"epsilon": bn.eps}
+    if momentum is not None:
+        attributes["momentum"] = 1.0 - momentum
+    outputs = [y]
+    if bn.training:
+        check.setting("bn.momentum", momentum, momentum is not None, "a number: ONNX has no cumulative average")
+        check.setting("bn.correction", correction, correction == 0, "0: ONNX's running variance is biased")
+        attributes["training_mode"] = 1
+        outputs += [f"{name}.running_mean", f"{name}.running_var"]
+    names = [f"{name}.{suffix}" for suffix in _INPUTS]
+    state = bn._state()
+    ones, zeros = np.ones(bn.num_features, bn.dtype), np.zeros(bn.num_features, bn.dtype)
+    parameters = state.get("weight", ones), state.get("bias", zeros), state["running_mean"], state["running_var"]
+    dtype = np.result_type(*parameters)
+    arrays = (np.ascontiguousarray(array, dtype) for array in parameters)
+    return OnnxNode(
+        onnx.helper.make_node("BatchNormalization", [x, *names], outputs, name=name, **attributes),
+        [onnx.numpy_helper.from_array(array, own) for array, own in zip(arrays, names, strict=True)],
+    )
+
+
+def _package() -> ModuleType:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "from_onnx, to_onnx: expected the package onnx, fastbn's extra [onnx]: pip install onnx"
+        ) from error
+    package: ModuleType = onnx
+    return package
+
+
+def _attributes(onnx: ModuleType, node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
+    """The node's attributes, with the defaults of its opset."""
+    value_of = onnx.helper.get_attribute_value
+    defaults = {name: attribute.default_value for name, attribute in schema.attributes.items()}
+    given = {attribute.name: value_of(attribute) for attribute in node.attribute}
+    check.subset(f"node.attribute (opset {schema.since_version})", given, defaults.keys())
+    return {name: value_of(default) for name, default in defaults.items() if default.type} | given
+
+
+def _is_training(node: onnx.NodeProto, schema: Any, attributes: Mapping[str, Any]) -> bool:
+    """Whether the node normalises with the batch's statistics."""
+    version, outputs = schema.since_version, len([name for name in node.output if name])
+    most = schema.max_output
+    if version < 9:
+        spatial = bool(attributes["spatial"])
+        check.setting("node.attribute spatial", spatial, spatial, "True: statistics for each channel")
+    if version < 7:
+        training = not attributes["is_test"]
+    elif version < 14:
+        training = outputs > 1
+    else:
+        training = bool(attributes["training_mode"])
+        most = most if training else 1
+    check.setting("node.output", outputs, outputs <= most, f"at most {most}, of a node with {training=}")
+    return training
+
+
+def _parameters(onnx: ModuleType, node: onnx.NodeProto, initializers: Any) -> list[tuple[str, Any]]:
+    """Scale, B, mean and variance, each with a name for messages."""
+    if not isinstance(initializers, Mapping):
+        tensors = check.several("initializers", initializers, onnx.TensorProto)
+        initializers = {tensor.name: tensor for tensor in tensors}
+    inputs = len(node.input)
+    check.setting("node.input", inputs, inputs == 1 + len(_INPUTS), "5: x, scale, B, mean and variance")
+    parameters = []
+    for name in node.input[1:]:
+        value = check.item("initializers", initializers, name)
+        if isinstance(value, onnx.TensorProto):
+            location = value.data_location
+            check.setting(f"initializers[{name!r}].data_location", location, not location, "0: data that are loaded")
+            value = onnx.numpy_helper.to_array(value)
+        parameters.append((f"initializers[{name!r}]", value))
+    return parameters
