@@ -58,8 +58,9 @@ def recalibrate(
     Notes
     -----
     While ``run`` is at work, the layers normalise with the statistics of each batch, whatever their mode, and nothing
-    of them is changed. Running statistics and ``num_batches_tracked``, then the number of calls with data, are set at
-    the end, for all layers or, after any exception, ``KeyboardInterrupt`` included, for none.
+    of them is changed; no other thread may call them meanwhile. Running statistics and ``num_batches_tracked``, then
+    the number of calls with data, are set at the end, for all layers or, after any exception, ``KeyboardInterrupt``
+    included, for none.
 
     So deeper layers see inputs that the layers before them have normalised by batches, as in training. For the
     statistics of what a layer sees in evaluation mode, recalibrate one layer after the other, from the input on, with
