@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from fastbn import _engine
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels import calls
 
 
 class FrozenBatchNorm:
@@ -77,6 +78,11 @@ class FrozenBatchNorm:
 
         Raises ``ValueError`` and ``TypeError`` as ``fastbn.inference``.
         """
+        way = calls.WAY[0](x, self.axis, self.num_features)
+        if way >= 0 and (self.ndims is None or x.ndim in self.ndims):
+            result = np.empty_like(x) if out is None else out
+            if calls.SCALE[way](x, self.axis, self._coefficients[x.dtype], result):
+                return result
         x, axis = check.features(x, self.axis, self.num_features, self.ndims)
         if out is not None:
             out = check.out_like("out", out, x, may_be=x)

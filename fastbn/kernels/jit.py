@@ -12,6 +12,8 @@ their own text (see ``lanes``), and NaN and infinity stay exact.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import os
 import threading
 import types
@@ -24,6 +26,7 @@ import numba.np.ufunc.parallel
 import numpy as np
 
 from fastbn.kernels import cache
+from fastbn.kernels.objects import Given
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,10 +90,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
 
 
+def _interpreted(function: Callable[P, R]) -> Callable[P, R]:
+    """Without warnings of NaN and infinity: compiled code does not warn either."""
+    return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+
+
 def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
     """Compile what is called from Python, and keep it."""
-    if numba.config.DISABLE_JIT:  # compiled code does not warn of NaN and infinity either
-        return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+    if numba.config.DISABLE_JIT:
+        return _interpreted(function)
     compiled = numba.njit(parallel=parallel, **_COMMON)(function)
     cache.attach(compiled)
     return cast(Callable[P, R], compiled)
@@ -99,6 +107,38 @@ def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
 def small(function: Callable[P, R]) -> Callable[P, R]:
     """Compile what is called from Python and is too little work for threads."""
     return _compile(function, parallel=False)
+
+
+class Entries(list[Callable[..., Any]]):
+    """Functions of Python objects (see ``objects``), to be called without Numba's dispatcher.
+
+    Entry ``n * kind + i`` is function ``i`` of ``n`` for arrays of ``kind`` 0, float32, or 1, float64; parameters
+    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in both. Each is compiled, or loaded, when it is
+    first called.
+    """
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        kinds = numba.float32, numba.float64
+        super().__init__(self._pending(*case) for case in enumerate(itertools.product(kinds, functions)))
+
+    def _pending(self, position: int, case: tuple[Any, Callable[..., Any]]) -> Callable[..., Any]:
+        kind, function = case
+        if numba.config.DISABLE_JIT:
+            return _interpreted(function)
+
+        def compile_and_call(*args: Any) -> Any:
+            self[position] = self._compile(function, kind)
+            return self[position](*args)
+
+        return compile_and_call
+
+    @staticmethod
+    def _compile(function: Callable[..., Any], kind: Any) -> Callable[..., Any]:
+        compiled = numba.njit(error_model="numpy")(function)  # holds the interpreter's lock while it looks at objects
+        cache.attach(compiled)
+        fixed = {"Float64Array": numba.float64, "Int64Array": numba.int64}
+        given = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+        return cast(Callable[..., Any], compiled.compile(tuple(Given(fixed.get(name, kind)) for name in given)))
 
 
 def threading_layer() -> str:
