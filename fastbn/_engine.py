@@ -76,7 +76,7 @@ def inference(
             _deliver(target, result)
         return result, statistics, least
     values = np.empty((3, channels), x.dtype)
-    least = coefficients.affine_of_var(mean, var, eps, gamma, beta, *statistics, values)
+    least = coefficients.affine_of_var(mean, var, eps, gamma, beta, statistics[0], statistics[1], values)
     return x if least < -eps else scale(x, axis, values, out), statistics, least
 
 

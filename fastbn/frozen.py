@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -78,15 +80,21 @@ class FrozenBatchNorm:
 
         Raises ``ValueError`` and ``TypeError`` as ``fastbn.inference``.
         """
-        way = calls.WAY[0](x, self.axis, self.num_features)
-        if way >= 0 and (self.ndims is None or x.ndim in self.ndims):
-            result = np.empty_like(x) if out is None else out
-            if calls.SCALE[way](x, self.axis, self._coefficients[x.dtype], result):
-                return result
+        normalized = self._quick(x, out)
+        if normalized is not None:
+            return normalized
         x, axis = check.features(x, self.axis, self.num_features, self.ndims)
         if out is not None:
             out = check.out_like("out", out, x, may_be=x)
         return _engine.scale(x, axis, self._coefficients[x.dtype], out)
+
+    def _quick(self, x: Any, out: Array | None) -> Array | None:
+        """A small tensor normalised by one compiled call; ``None`` where anything is out of the ordinary."""
+        way = calls.WAY[0](x, self.axis, self.num_features)
+        if way < 0 or not (self.ndims is None or x.ndim in self.ndims):
+            return None
+        result = np.empty_like(x) if out is None else out
+        return result if calls.SCALE[way](x, self.axis, self._coefficients[x.dtype], result) else None
 
 
 def _read_only(array: Array) -> Float64Array:

@@ -342,7 +342,7 @@ def evaluate(
         return None
     result = np.empty_like(x) if out is None else out
     statistics = np.empty((2, x.shape[axis]))
-    if calls.INFERENCE[way](x, axis, running_mean, running_var, gamma, beta, eps, result, statistics):
+    if calls.INFERENCE[way // 2](x, axis, running_mean, running_var, gamma, beta, eps, result, statistics):
         return result, statistics
     return None
 

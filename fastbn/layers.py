@@ -214,7 +214,7 @@ class BatchNorm:
         """
         if self._cache is None:
             raise RuntimeError("backward: expected a call of forward before it, got none")
-        if type(self._cache) is tuple:
+        if not isinstance(self._cache, functional.Cache):
             self._cache = functional.make_cache(*self._cache)
         dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
         return dx

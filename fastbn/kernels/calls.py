@@ -1,14 +1,15 @@
-"""Whole calls: one compiled function checks the Python objects that it is given and does all the work of a small tensor.
+"""Whole calls on small tensors: one compiled function checks the Python objects it is given and does all the work.
 
 Each returns ``True`` when it is done, or ``False``, with nothing written, where anything is out of the ordinary: the
 general way then refuses it with a message, or handles what is rare (lists, other strides, mixed dtypes). What is taken
-here may be less than what is taken there, but never more. ``WAY`` finds the entry of the other tables. The work is done
-by the kernels' serial twins: the same bits.
+here may be less than what is taken there, but never more. The work is done by the kernels' serial twins: the same bits.
+
+``WAY`` finds a tensor's entry: float32, then float64, each for the kernels of ``channels_first`` and of
+``channels_last``, which would take a second longer to compile if they were one entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -145,10 +146,10 @@ def _is_running(a: Object, channels: int, x: Object, out: Object, size: int, gam
 def _no_variance_below(var: Object, channels: int, least: float) -> bool:
     """NaN is not compared."""
     values = flat(var, 0, channels)
+    below = 0
     for c in range(channels):
-        if np.float64(values[c]) < least:
-            return False
-    return True
+        below += np.float64(values[c]) < least
+    return below == 0
 
 
 @scalar
@@ -181,7 +182,7 @@ def _shape_to_train(
     shape = _shape_of_both(x, axis, out)
     outer, channels, inner = shape
     size, count = _size_of(shape), outer * inner
-    if not (1 < count and _apart(out, size, x, size)):
+    if not (count > 1 and _apart(out, size, x, size)):
         return 0, 0, 0
     if not (_is_parameter(gamma, channels, out, size) and _is_parameter(beta, channels, out, size)):
         return 0, 0, 0
@@ -394,7 +395,7 @@ def _inference(
 ) -> bool:
     """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
     shape = _shape_of_both(x, axis, out)
-    outer, channels, inner = shape
+    _, channels, inner = shape
     size = _size_of(shape)
     columns = channels * inner if inner < NARROW else channels
     if not (
@@ -492,11 +493,11 @@ def _way(x: Object, axis: Object, channels: Object) -> int:
     return 2 * (kind - 1) + (shape[2] < NARROW)
 
 
-WAY = Entries(_way)
+WAY = Entries(_way, dtypes=(np.float32,))  # for arrays of either dtype
 FORWARD = Entries(_forward_first, _forward_last)
 BACKWARD = Entries(_backward_first, _backward_last)
-INFERENCE = Entries(_inference, _inference)
+INFERENCE = Entries(_inference)
 SCALE = Entries(_scale_first, _scale_last)
 UPDATE = Entries(_update)
 if not KNOWN:  # everything goes the general way
-    WAY[:], UPDATE[:] = [lambda *_: -1], [lambda *_: False] * 2
+    WAY[:], UPDATE[:] = [lambda *_: -1], [lambda *_: False] * len(UPDATE)

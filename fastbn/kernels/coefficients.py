@@ -154,7 +154,7 @@ def gradient(
 
 @small
 def weighted_mean(old: Array, batch: Float64Array, momentum: float, factor: float, new: Array) -> None:
-    """``new = (1 - momentum) * old + momentum * (batch * factor)``, in float64, in the dtype of ``old``; both may be one."""
+    """``new = (1 - momentum) * old + momentum * (batch * factor)`` in float64; ``new`` may be ``old``."""
     weights = spread_doubles(1.0 - momentum), spread_doubles(momentum), spread_doubles(factor)
     for c in range(0, old.size, DOUBLES):
         n = min(DOUBLES, old.size - c)

@@ -13,7 +13,6 @@ their own text (see ``lanes``), and NaN and infinity stay exact.
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
 import threading
 import types
@@ -112,33 +111,39 @@ def small(function: Callable[P, R]) -> Callable[P, R]:
 class Entries(list[Callable[..., Any]]):
     """Functions of Python objects (see ``objects``), to be called without Numba's dispatcher.
 
-    Entry ``n * kind + i`` is function ``i`` of ``n`` for arrays of ``kind`` 0, float32, or 1, float64; parameters
-    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in both. Each is compiled, or loaded, when it is
+    Entry ``n * kind + i`` is function ``i`` of ``n`` for arrays of dtype ``dtypes[kind]``; parameters that are
+    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in all. Each is compiled, or loaded, when it is
     first called.
     """
 
-    def __init__(self, *functions: Callable[..., Any]) -> None:
-        kinds = numba.float32, numba.float64
-        super().__init__(self._pending(*case) for case in enumerate(itertools.product(kinds, functions)))
+    def __init__(self, *functions: Callable[..., Any], dtypes: tuple[Any, ...] = (np.float32, np.float64)) -> None:
+        self._cases = [(function, dtype) for dtype in dtypes for function in functions]
+        self.compiled: list[Any] = []
+        super().__init__(map(self._pending, range(len(self._cases))))
 
-    def _pending(self, position: int, case: tuple[Any, Callable[..., Any]]) -> Callable[..., Any]:
-        kind, function = case
+    def compile(self, position: int) -> None:
+        """Compile, or load, one entry."""
         if numba.config.DISABLE_JIT:
-            return _interpreted(function)
+            return
+        function, dtype = self._cases[position]
+        compiled = numba.njit(error_model="numpy")(function)  # keeps the interpreter's lock, to look at objects
+        cache.attach(compiled)
+        dtypes = {"Float64Array": np.float64, "Int64Array": np.int64}
+        given = [
+            dtypes.get(parameter.annotation, dtype) for parameter in inspect.signature(function).parameters.values()
+        ]
+        self[position] = compiled.compile(tuple(Given(numba.from_dtype(np.dtype(dtype))) for dtype in given))
+        self.compiled.append(compiled)
+
+    def _pending(self, position: int) -> Callable[..., Any]:
+        if numba.config.DISABLE_JIT:
+            return _interpreted(self._cases[position][0])
 
         def compile_and_call(*args: Any) -> Any:
-            self[position] = self._compile(function, kind)
+            self.compile(position)
             return self[position](*args)
 
         return compile_and_call
-
-    @staticmethod
-    def _compile(function: Callable[..., Any], kind: Any) -> Callable[..., Any]:
-        compiled = numba.njit(error_model="numpy")(function)  # holds the interpreter's lock while it looks at objects
-        cache.attach(compiled)
-        fixed = {"Float64Array": numba.float64, "Int64Array": numba.int64}
-        given = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
-        return cast(Callable[..., Any], compiled.compile(tuple(Given(fixed.get(name, kind)) for name in given)))
 
 
 def threading_layer() -> str:

@@ -37,7 +37,14 @@ _HEADER = object.__basicsize__
 _TYPE = _HEADER - _WORD
 _DATA, _NDIM, _DIMENSIONS, _STRIDES, _, _DTYPE, _FLAGS = range(_HEADER, _HEADER + 7 * _WORD, _WORD)
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_OBJECTS = {"none": None, "int": int, "float": float, "ndarray": np.ndarray, "float32": _FLOATS[0], "float64": _FLOATS[1]}
+_OBJECTS = {
+    "none": None,
+    "int": int,
+    "float": float,
+    "ndarray": np.ndarray,
+    "float32": _FLOATS[0],
+    "float64": _FLOATS[1],
+}
 
 for _name, _object in _OBJECTS.items():  # names, as compiled code is kept between processes
     llvmlite.binding.add_symbol(f"fastbn_{_name}", id(_object))
