@@ -148,7 +148,7 @@ def test_every_pair_of_arrays_that_overlap(rng, monkeypatch, function):
             if apart or one:
                 assert taken(monkeypatch, lambda given=given: function(given)), (name, other, shift)
             else:
-                with pytest.raises(ValueError, match="overlap with|memory of its own"):
+                with pytest.raises(ValueError, match=r"overlap with|memory of its own"):
                     function(given)
                 assert same_bits(memory, before), (name, other, shift)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 
 from fastbn._typing import Array, Float64Array, Int64Array, Object, Shape3
@@ -148,7 +149,7 @@ def _no_variance_below(var: Object, channels: int, least: float) -> bool:
     values = flat(var, 0, channels)
     below = 0
     for c in range(channels):
-        below += np.float64(values[c]) < least
+        below += 1 if np.float64(values[c]) < least else 0
     return below == 0
 
 
@@ -482,7 +483,7 @@ def _update(
     return True
 
 
-def _way(x: Object, axis: Object, channels: Object) -> int:
+def _way(x: Any, axis: Object, channels: Object) -> int:
     """The entry for ``x``, with so many channels if that is not ``None``; -1 for the general way."""
     kind = kind_of(x)
     if not kind:
@@ -493,11 +494,13 @@ def _way(x: Object, axis: Object, channels: Object) -> int:
     return 2 * (kind - 1) + (shape[2] < NARROW)
 
 
-WAY = Entries(_way, dtypes=(np.float32,))  # for arrays of either dtype
+WAY = Entries(_way, dtypes=(np.float32,))
 FORWARD = Entries(_forward_first, _forward_last)
 BACKWARD = Entries(_backward_first, _backward_last)
 INFERENCE = Entries(_inference)
 SCALE = Entries(_scale_first, _scale_last)
 UPDATE = Entries(_update)
 if not KNOWN:  # everything goes the general way
-    WAY[:], UPDATE[:] = [lambda *_: -1], [lambda *_: False] * len(UPDATE)
+    WAY[:] = [lambda *_: -1]
+if not KNOWN or numba.config.DISABLE_JIT:  # interpreted, an update could be interrupted
+    UPDATE[:] = [lambda *_: False] * len(UPDATE)

@@ -112,38 +112,46 @@ class Entries(list[Callable[..., Any]]):
     """Functions of Python objects (see ``objects``), to be called without Numba's dispatcher.
 
     Entry ``n * kind + i`` is function ``i`` of ``n`` for arrays of dtype ``dtypes[kind]``; parameters that are
-    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in all. Each is compiled, or loaded, when it is
-    first called.
+    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in all, those annotated ``Any`` may be anything.
+    Each is compiled, or loaded, when it is first called.
     """
 
     def __init__(self, *functions: Callable[..., Any], dtypes: tuple[Any, ...] = (np.float32, np.float64)) -> None:
-        self._cases = [(function, dtype) for dtype in dtypes for function in functions]
+        self._cases = [(function, np.dtype(dtype)) for dtype in dtypes for function in functions]
         self.compiled: list[Any] = []
-        super().__init__(map(self._pending, range(len(self._cases))))
+        pending = self._interpreted if numba.config.DISABLE_JIT else self._pending
+        super().__init__(map(pending, range(len(self._cases))))
 
     def compile(self, position: int) -> None:
         """Compile, or load, one entry."""
         if numba.config.DISABLE_JIT:
             return
-        function, dtype = self._cases[position]
-        compiled = numba.njit(error_model="numpy")(function)  # keeps the interpreter's lock, to look at objects
+        compiled = numba.njit(error_model="numpy")(self._cases[position][0])  # keeps the lock, to look at objects
         cache.attach(compiled)
-        dtypes = {"Float64Array": np.float64, "Int64Array": np.int64}
-        given = [
-            dtypes.get(parameter.annotation, dtype) for parameter in inspect.signature(function).parameters.values()
-        ]
-        self[position] = compiled.compile(tuple(Given(numba.from_dtype(np.dtype(dtype))) for dtype in given))
+        given = (Given(numba.from_dtype(dtype or np.dtype(np.float32))) for dtype in self._dtypes(position))
+        self[position] = compiled.compile(tuple(given))
         self.compiled.append(compiled)
 
-    def _pending(self, position: int) -> Callable[..., Any]:
-        if numba.config.DISABLE_JIT:
-            return _interpreted(self._cases[position][0])
+    def _dtypes(self, position: int) -> list[np.dtype[Any] | None]:
+        function, dtype = self._cases[position]
+        annotated = {"Float64Array": np.dtype(np.float64), "Int64Array": np.dtype(np.int64), "Any": None}
+        return [annotated.get(each.annotation, dtype) for each in inspect.signature(function).parameters.values()]
 
+    def _pending(self, position: int) -> Callable[..., Any]:
         def compile_and_call(*args: Any) -> Any:
             self.compile(position)
             return self[position](*args)
 
         return compile_and_call
+
+    def _interpreted(self, position: int) -> Callable[..., Any]:
+        function, dtypes = _interpreted(self._cases[position][0]), self._dtypes(position)
+
+        def call(*args: Any) -> Any:
+            given = [(value, dtype) for value, dtype in zip(args, dtypes, strict=True) if dtype is not None]
+            return all(getattr(value, "dtype", dtype) == dtype for value, dtype in given) and function(*args)
+
+        return call
 
 
 def threading_layer() -> str:
