@@ -15,7 +15,8 @@ import numpy as np
 from fastbn._dispatch import Plan, plan
 from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels import coefficients, small
+from fastbn.kernels import calls, channels_last, coefficients, small
+from fastbn.kernels.jit import Entries, on_threads
 
 
 class Sums(NamedTuple):
@@ -38,6 +39,24 @@ def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta:
     values = np.empty((3, mean.size), x_dtype)
     coefficients.affine(mean, inv_std, gamma, beta, values)
     return values
+
+
+def whole(entries: Entries, way: int, arguments: tuple[Any, ...], x: Array, axis: int, streamed: str) -> bool:
+    """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
+
+    ``arguments`` end in a tile of 1 and no streaming; large tensors have these from the plan, where ``streamed`` is the
+    field that says whether the result is streamed.
+    """
+    if not way & calls.LARGE:
+        taken: bool = entries[way](*arguments)
+        return taken
+    how = _route(x, axis)[1]
+    if how is None or not (how.fused or streamed == "stream_out"):
+        return False
+    tile = how.shape[1] if how.kernels is channels_last else 1
+    twins = entries[way], entries[way - calls.LARGE]
+    taken = on_threads(*twins, *arguments[:-2], tile, int(getattr(how, streamed)))
+    return taken
 
 
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:

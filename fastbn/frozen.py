@@ -89,12 +89,13 @@ class FrozenBatchNorm:
         return _engine.scale(x, axis, self._coefficients[x.dtype], out)
 
     def _quick(self, x: Any, out: Array | None) -> Array | None:
-        """A small tensor normalised by one compiled call; ``None`` where anything is out of the ordinary."""
+        """``x`` normalised in one compiled call; ``None`` where anything is out of the ordinary."""
         way = calls.WAY[0](x, self.axis, self.num_features)
         if way < 0 or not (self.ndims is None or x.ndim in self.ndims):
             return None
         result = np.empty_like(x) if out is None else out
-        return result if calls.SCALE[way](x, self.axis, self._coefficients[x.dtype], result) else None
+        arguments = x, self.axis, self._coefficients[x.dtype], result, 1, 0
+        return result if _engine.whole(calls.SCALE, way, arguments, x, self.axis, "stream_out") else None
 
 
 def _read_only(array: Array) -> Float64Array:

@@ -1,7 +1,7 @@
 """Batch normalization of arrays: ``forward``, ``backward``, ``inference``.
 
 Every function goes validate -> layout -> plan -> kernel -> return; nothing is written before validation is finished.
-Ordinary calls on small tensors do all of that in one compiled function (see ``kernels.calls``).
+Ordinary calls do all of that in one compiled function (see ``kernels.calls``).
 """
 
 from __future__ import annotations
@@ -244,7 +244,8 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         dx = np.empty_like(x) if out is None else out
         dgamma = None if gamma is None else gamma.copy()
         dbeta = None if beta_dtype is None else np.empty(mean.shape, beta_dtype)
-        if calls.BACKWARD[way](dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta):
+        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 0
+        if _engine.whole(calls.BACKWARD, way, arguments, x, axis, "stream_dx"):
             return Gradients(dx, dgamma, dbeta)
     dout = check.tensor_like("dout", dout, x)
     out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma)
@@ -285,8 +286,11 @@ def prepare(
     if way >= 0 and training is True:
         result = np.empty_like(x) if out is None else out
         statistics = np.empty((3, x.shape[axis]))
-        arguments = x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics
-        if calls.FORWARD[way](*arguments):
+        # fmt: off
+        arguments = (x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics,
+                     1, 0)
+        # fmt: on
+        if _engine.whole(calls.FORWARD, way, arguments, x, axis, "stream_training"):
             cache = make_cache(x, gamma, beta, statistics, axis, True)
             tracked = running_mean is not None
             batch = (running_mean, running_var, statistics, x, momentum, correction) if tracked else None
@@ -336,15 +340,14 @@ def evaluate(
     out: Any,
     channels: int | None,
 ) -> tuple[Array, Float64Array] | None:
-    """Inference of a small tensor, with mean and ``inv_std``; ``None`` where anything is out of the ordinary."""
+    """Inference, with mean and ``inv_std``, in one compiled call; ``None`` where anything is out of the ordinary."""
     way = calls.WAY[0](x, axis, channels)
     if way < 0:
         return None
     result = np.empty_like(x) if out is None else out
     statistics = np.empty((2, x.shape[axis]))
-    if calls.INFERENCE[way // 2](x, axis, running_mean, running_var, gamma, beta, eps, result, statistics):
-        return result, statistics
-    return None
+    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 0
+    return (result, statistics) if _engine.whole(calls.INFERENCE, way, arguments, x, axis, "stream_out") else None
 
 
 def make_cache(

@@ -1,4 +1,4 @@
-"""Whole calls on small tensors: the bits of the general way, and nothing taken that it refuses."""
+"""Whole calls: the bits of the general way, and nothing taken that it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import fastbn
 from fastbn import _engine
 from fastbn.kernels import calls, objects
-from tests.data_for_tests import SHAPES, channels_last, nan_like, read_only, same_bits, tensor
+from tests.data_for_tests import LARGE_SHAPES, SHAPES, channels_last, nan_like, read_only, same_bits, tensor
 
 DTYPES = [np.float32, np.float64]
 
@@ -40,9 +40,12 @@ def everything(x, dout, gamma, beta, axis):
     return [array for array in arrays if array is not None]
 
 
+LARGE = [pytest.param(*case, marks=pytest.mark.large) for case in LARGE_SHAPES]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("shape", "axis"), [*SHAPES, ((2, 3000), 1), ((3, 600, 2), 1), ((300, 1), 1), ((7, 300, 20), 1)]
+    ("shape", "axis"), [*SHAPES, ((2, 3000), 1), ((3, 600, 2), 1), ((300, 1), 1), ((7, 300, 20), 1), *LARGE]
 )
 def test_same_bits_as_the_general_way(rng, general_way, dtype, shape, axis):
     x, dout = tensor(rng, shape, dtype, mean=3.0), tensor(rng, shape, dtype)

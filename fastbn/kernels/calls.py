@@ -1,25 +1,26 @@
-"""Whole calls on small tensors: one compiled function checks the Python objects it is given and does all the work.
+"""Whole calls: one compiled function checks the Python objects it is given and does all the work.
 
 Each returns ``True`` when it is done, or ``False``, with nothing written, where anything is out of the ordinary: the
 general way then refuses it with a message, or handles what is rare (lists, other strides, mixed dtypes). What is taken
-here may be less than what is taken there, but never more. The work is done by the kernels' serial twins: the same bits.
+here may be less than what is taken there, but never more. The work is done by the kernels themselves: the same bits.
 
-``WAY`` finds a tensor's entry: float32, then float64, each for the kernels of ``channels_first`` and of
-``channels_last``, which would take a second longer to compile if they were one entry.
+The tables hold an entry for each dtype, twin and module of kernels; ``WAY`` finds that of a tensor. Each has a copy of
+the function in which ``_kernel`` and its like are bound: with the kernels of both modules an entry would take two
+seconds longer to compile. The last two arguments come from the plan and are 1 and 0 where there are no threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 
-from fastbn._typing import Array, Float64Array, Int64Array, Object, Shape3
-from fastbn.kernels import channels_first, channels_last, coefficients, small
-from fastbn.kernels.chunks import COLUMNS
+from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
+from fastbn.kernels import channels_first, channels_last, coefficients
 from fastbn.kernels.groups import NARROW
-from fastbn.kernels.jit import Entries, scalar
+from fastbn.kernels.jit import Entries, scalar, with_globals
 from fastbn.kernels.objects import (
     ALIGNED,
     CONTIGUOUS,
@@ -42,10 +43,13 @@ from fastbn.kernels.objects import (
 )
 from fastbn.kernels.rows import PARALLEL
 
-_first_forward, _last_forward = channels_first.forward.serial, channels_last.forward.serial
-_first_backward, _last_backward = channels_first.backward.serial, channels_last.backward.serial
-_first_normalize, _last_normalize = channels_first.normalize.serial, channels_last.normalize.serial
-_small_inference, _weighted_mean = small.inference, coefficients.weighted_mean
+LARGE = 2
+"""The bit of an entry that runs on threads; the one before it in the table does without."""
+
+_kernel: Any = None
+_kernel_shape: Any = None  # from (outer, channels, inner) to the shape that the kernel takes
+_narrow = False  # whether it takes short rows
+_affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
 
 @scalar
@@ -120,7 +124,7 @@ def _shape_of_both(x: Object, axis: Object, out: Object) -> Shape3:
     if not is_expected(x):
         return 0, 0, 0
     shape = _shape_of(x, index(axis), itemsize(x))
-    if not (0 < _size_of(shape) < PARALLEL and _is_like(out, x) and flags(out) & WRITEABLE):
+    if not (_size_of(shape) and _is_like(out, x) and flags(out) & WRITEABLE):
         return 0, 0, 0
     return shape
 
@@ -202,67 +206,43 @@ def _shape_to_train(
     return 0, 0, 0
 
 
-@scalar
-def _forward_operands(
-    channels: int, size: int, gamma: Object, beta: Object, eps: Object, out: Object, statistics: Float64Array
-) -> tuple[Any, ...]:
-    """What the kernels take after ``x`` and its shape."""
-    return (
-        number(eps),
+def _forward(
+    x: Object,
+    axis: Object,
+    gamma: Object,
+    beta: Object,
+    running_mean: Object,
+    running_var: Object,
+    momentum: Object,
+    eps: Object,
+    correction: Object,
+    out: Object,
+    statistics: Float64Array,
+    tile: Object,
+    streaming: Object,
+) -> bool:
+    """Training: write ``out``, and the rows of ``statistics``, mean, ``inv_std`` and variance.
+
+    Running arrays are only checked.
+    """
+    shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
+    size, channels = _size_of(shape), shape[1]
+    if not size or (shape[2] < NARROW) != _narrow:
+        return False
+    options = _kernel_shape(shape, index(tile)), number(eps), index(streaming) == 1
+    state = release(size)
+    _kernel(
+        flat(x, 0, size),
+        options[0],
+        options[1],
         _parameter(gamma, channels, 1.0),
         _parameter(beta, channels, 0.0),
         flat(out, 0, size),
         flat(statistics, 0, channels),
         flat(statistics, 2 * channels, channels),
         flat(statistics, channels, channels),
-        size >= PARALLEL,  # no streaming; a constant would compile the kernels anew
+        options[2],
     )
-
-
-def _forward_first(
-    x: Object,
-    axis: Object,
-    gamma: Object,
-    beta: Object,
-    running_mean: Object,
-    running_var: Object,
-    momentum: Object,
-    eps: Object,
-    correction: Object,
-    out: Object,
-    statistics: Float64Array,
-) -> bool:
-    shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
-    size = _size_of(shape)
-    if shape[2] < NARROW:
-        return False
-    operands = _forward_operands(shape[1], size, gamma, beta, eps, out, statistics)
-    state = release(size)
-    _first_forward(flat(x, 0, size), shape, *operands)
-    acquire(state)
-    return True
-
-
-def _forward_last(
-    x: Object,
-    axis: Object,
-    gamma: Object,
-    beta: Object,
-    running_mean: Object,
-    running_var: Object,
-    momentum: Object,
-    eps: Object,
-    correction: Object,
-    out: Object,
-    statistics: Float64Array,
-) -> bool:
-    shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
-    size = _size_of(shape)
-    if not 0 < shape[2] < NARROW:
-        return False
-    operands = _forward_operands(shape[1], size, gamma, beta, eps, out, statistics)
-    state = release(size)
-    _last_forward(flat(x, 0, size), (shape[0], 1, shape[1], shape[2]), *operands)
     acquire(state)
     return True
 
@@ -298,22 +278,6 @@ def _shape_to_differentiate(
 
 
 @scalar
-def _backward_operands(
-    channels: int, size: int, mean: Float64Array, inv_std: Float64Array, gamma: Object, dx: Object
-) -> tuple[Any, ...]:
-    """What the kernels take after ``x`` and its shape."""
-    return (
-        flat(mean, 0, channels),
-        flat(inv_std, 0, channels),
-        _parameter(gamma, channels, 1.0),
-        np.empty(channels),
-        np.empty(channels),
-        flat(dx, 0, size),
-        size >= PARALLEL,  # no streaming, as above
-    )
-
-
-@scalar
 def _round_to(target: Object, values: Float64Array) -> None:
     """Write values into an array of another dtype, unless that is ``None``."""
     if not is_none(target):
@@ -322,7 +286,7 @@ def _round_to(target: Object, values: Float64Array) -> None:
             rounded[c] = values[c]
 
 
-def _backward_first(
+def _backward(
     dout: Object,
     x: Object,
     axis: Object,
@@ -332,43 +296,32 @@ def _backward_first(
     dx: Object,
     dgamma: Object,
     dbeta: Object,
+    tile: Object,
+    streaming: Object,
 ) -> bool:
-    """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``."""
+    """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``, ``dx`` may be ``dout``."""
     shape = _shape_to_differentiate(dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta)
-    size = _size_of(shape)
-    if shape[2] < NARROW:
+    size, channels = _size_of(shape), shape[1]
+    if not size or (shape[2] < NARROW) != _narrow:
         return False
-    operands = _backward_operands(shape[1], size, mean, inv_std, gamma, dx)
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
     state = release(size)
-    _first_backward(flat(dout, 0, size), flat(x, 0, size), shape, *operands)
+    _kernel(
+        flat(dout, 0, size),
+        flat(x, 0, size),
+        options[0],
+        flat(mean, 0, channels),
+        flat(inv_std, 0, channels),
+        _parameter(gamma, channels, 1.0),
+        sum_dout,
+        sum_dout_xhat,
+        flat(dx, 0, size),
+        options[1],
+    )
     acquire(state)
-    _round_to(dbeta, operands[3])
-    _round_to(dgamma, operands[4])
-    return True
-
-
-def _backward_last(
-    dout: Object,
-    x: Object,
-    axis: Object,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Object,
-    dx: Object,
-    dgamma: Object,
-    dbeta: Object,
-) -> bool:
-    """The same for short rows."""
-    shape = _shape_to_differentiate(dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta)
-    size = _size_of(shape)
-    if not 0 < shape[2] < NARROW:
-        return False
-    operands = _backward_operands(shape[1], size, mean, inv_std, gamma, dx)
-    state = release(size)
-    _last_backward(flat(dout, 0, size), flat(x, 0, size), (shape[0], 1, shape[1], shape[2]), *operands)
-    acquire(state)
-    _round_to(dbeta, operands[3])
-    _round_to(dgamma, operands[4])
+    _round_to(dbeta, sum_dout)
+    _round_to(dgamma, sum_dout_xhat)
     return True
 
 
@@ -393,15 +346,15 @@ def _inference(
     eps: Object,
     out: Object,
     statistics: Float64Array,
+    tile: Object,
+    streaming: Object,
 ) -> bool:
     """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
     shape = _shape_of_both(x, axis, out)
-    _, channels, inner = shape
-    size = _size_of(shape)
-    columns = channels * inner if inner < NARROW else channels
+    size, channels = _size_of(shape), shape[1]
     if not (
         size
-        and columns <= COLUMNS
+        and (shape[2] < NARROW) == _narrow
         and _same_or_apart(out, x, size)
         and 0.0 <= number(eps) < np.inf
         and _is_parameter(gamma, channels, out, size)
@@ -412,47 +365,36 @@ def _inference(
         and _apart(out, size, var, channels)
     ):
         return False
-    state = release(size)
-    least = _small_inference(
-        flat(x, 0, size),
-        shape,
+    values = np.empty((3, channels), flat(x, 0, size).dtype)
+    least = _affine_of_var(
         flat(mean, 0, channels),
         flat(var, 0, channels),
         number(eps),
         _given_or(gamma, x, channels, 1.0),
         _given_or(beta, x, channels, 0.0),
-        flat(out, 0, size),
         flat(statistics, 0, channels),
         flat(statistics, channels, channels),
+        values,
     )
-    acquire(state)
-    return not least < -number(eps)
-
-
-def _scale_first(x: Object, axis: Object, coefficients: Array, out: Object) -> bool:
-    """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
-    shape = _shape_of_both(x, axis, out)
-    _, channels, inner = shape
-    size = _size_of(shape)
-    if inner < NARROW or not _same_or_apart(out, x, size):
+    if least < -number(eps):
         return False
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
     state = release(size)
-    rows = flat(coefficients, 0, 3 * channels).reshape((3, channels))
-    _first_normalize(flat(x, 0, size), shape, rows, flat(out, 0, size), size >= PARALLEL)
+    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
     acquire(state)
     return True
 
 
-def _scale_last(x: Object, axis: Object, coefficients: Array, out: Object) -> bool:
-    """The same for short rows."""
+def _scale(x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, streaming: Object) -> bool:
+    """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
     shape = _shape_of_both(x, axis, out)
-    outer, channels, inner = shape
     size = _size_of(shape)
-    if not 0 < inner < NARROW or not _same_or_apart(out, x, size):
+    if not size or (shape[2] < NARROW) != _narrow or not _same_or_apart(out, x, size):
         return False
+    values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
     state = release(size)
-    rows = flat(coefficients, 0, 3 * channels).reshape((3, channels))
-    _last_normalize(flat(x, 0, size), (outer, 1, channels, inner), rows, flat(out, 0, size), size >= PARALLEL)
+    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
     acquire(state)
     return True
 
@@ -489,17 +431,44 @@ def _way(x: Any, axis: Object, channels: Object) -> int:
     if not kind:
         return -1
     shape = _shape_of(x, index(axis), 4 * kind)
-    if not 0 < _size_of(shape) < PARALLEL or not (is_none(channels) or index(channels) == shape[1]):
+    size = _size_of(shape)
+    if not size or not (is_none(channels) or index(channels) == shape[1]):
         return -1
-    return 2 * (kind - 1) + (shape[2] < NARROW)
+    return 4 * (kind - 1) + (LARGE if size >= PARALLEL else 0) + (1 if shape[2] < NARROW else 0)
+
+
+@scalar
+def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as below
+    return shape
+
+
+@scalar
+def _matrix(shape: Shape3, tile: int) -> Matrix:
+    return shape[0] // tile, tile, shape[1], shape[2]
+
+
+def _entries(function: Callable[..., bool], kernel: str) -> Entries:
+    """A table of a function with this kernel's twins in both modules."""
+    layouts: Any = (channels_first, _as_it_is, False), (channels_last, _matrix, True)
+    bound = []
+    for twin in ("serial", "parallel"):
+        for module, kernel_shape, narrow in layouts:
+            name = f"{function.__name__}_{module.__name__.rpartition('.')[2]}_{twin}"
+            values = {
+                "_kernel": getattr(getattr(module, kernel), twin),
+                "_kernel_shape": kernel_shape,
+                "_narrow": narrow,
+            }
+            bound.append(with_globals(function, name, values))
+    return Entries(*bound)
 
 
 WAY = Entries(_way, dtypes=(np.float32,))
-FORWARD = Entries(_forward_first, _forward_last)
-BACKWARD = Entries(_backward_first, _backward_last)
-INFERENCE = Entries(_inference)
-SCALE = Entries(_scale_first, _scale_last)
-UPDATE = Entries(_update)
+FORWARD = _entries(_forward, "forward")
+BACKWARD = _entries(_backward, "backward")
+INFERENCE = _entries(_inference, "normalize")
+SCALE = _entries(_scale, "normalize")
+UPDATE = Entries(_update)  # by the dtype of the running arrays
 if not KNOWN:  # everything goes the general way
     WAY[:] = [lambda *_: -1]
 if not KNOWN or numba.config.DISABLE_JIT:  # interpreted, an update could be interrupted

@@ -66,17 +66,17 @@ class _Threads:
             warnings.warn(f"fastbn runs on one thread: {error}", RuntimeWarning, stacklevel=2)
             return False
 
-    def launch(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    def launch(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a parallel twin; one at a time while the threading layer is ``workqueue``, or not yet known."""
         lock = self.lock
         if lock is None:
-            function(*args, **kwargs)
-            return
+            return function(*args, **kwargs)
         with lock:
-            function(*args, **kwargs)
+            result = function(*args, **kwargs)
             # workqueue aborts the process when two Python threads launch at once; tbb and omp do not.
             if numba.threading_layer() != "workqueue":
                 self.lock = None
+            return result
 
     def after_fork_in_child(self) -> None:
         """GNU OpenMP kills a forked child at its first parallel launch, so a child of a started pool stays serial."""
@@ -92,6 +92,22 @@ if hasattr(os, "register_at_fork"):
 def _interpreted(function: Callable[P, R]) -> Callable[P, R]:
     """Without warnings of NaN and infinity: compiled code does not warn either."""
     return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+
+
+def with_globals(function: Callable[..., R], name: str, values: dict[str, Any]) -> Callable[..., R]:
+    """A copy of a function with a name and some globals of its own."""
+    body = cast(types.FunctionType, function)
+    copy = types.FunctionType(body.__code__, {**body.__globals__, **values}, name, body.__defaults__, body.__closure__)
+    copy.__qualname__, copy.__module__, copy.__doc__ = name, body.__module__, body.__doc__
+    copy.__annotations__ = body.__annotations__
+    return copy
+
+
+def on_threads(parallel: Callable[P, R], serial: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run the first function, or the second where threads cannot be used."""
+    if not numba.config.DISABLE_JIT and _threads.usable():
+        return _threads.launch(parallel, *args, **kwargs)
+    return serial(*args, **kwargs)
 
 
 def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
@@ -175,20 +191,15 @@ class Kernel(Generic[P]):
 
     def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the twin that is wished for, or the serial one where threads cannot be used."""
-        if parallel and not numba.config.DISABLE_JIT and _threads.usable():
-            _threads.launch(self.parallel, *args, **kwargs)
+        if parallel:
+            on_threads(self.parallel, self.serial, *args, **kwargs)
         else:
             self.serial(*args, **kwargs)
 
     def _compile(self, *, parallel: bool) -> Callable[P, None]:
         """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
-        body = cast(types.FunctionType, self.body)
-        name = f"{body.__name__}_{'parallel' if parallel else 'serial'}"
-        twin = types.FunctionType(body.__code__, body.__globals__, name, body.__defaults__, body.__closure__)
-        twin.__qualname__ = name
-        twin.__module__ = body.__module__
-        twin.__doc__ = body.__doc__
-        return _compile(cast(Callable[P, None], twin), parallel=parallel)
+        name = f"{self.body.__name__}_{'parallel' if parallel else 'serial'}"
+        return _compile(cast(Callable[P, None], with_globals(self.body, name, {})), parallel=parallel)
 
 
 def kernel(body: Callable[P, None]) -> Kernel[P]:
