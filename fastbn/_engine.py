@@ -48,15 +48,14 @@ def whole(entries: Entries, way: int, arguments: tuple[Any, ...], x: Array, axis
     field that says whether the result is streamed.
     """
     if not way & calls.LARGE:
-        taken: bool = entries[way](*arguments)
-        return taken
+        done: bool = entries[way](*arguments)
+        return done
     how = _route(x, axis)[1]
     if how is None or not (how.fused or streamed == "stream_out"):
         return False
     tile = how.shape[1] if how.kernels is channels_last else 1
-    twins = entries[way], entries[way - calls.LARGE]
-    taken = on_threads(*twins, *arguments[:-2], tile, int(getattr(how, streamed)))
-    return taken
+    arguments = *arguments[:-2], tile, int(getattr(how, streamed))
+    return bool(on_threads(entries[way], entries[way - calls.LARGE], *arguments))
 
 
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:
