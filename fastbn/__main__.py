@@ -16,8 +16,8 @@ import numba
 import numpy as np
 
 from fastbn import __version__
-from fastbn.kernels import cache, channels_first, channels_last, coefficients, small
-from fastbn.kernels.jit import Kernel, threading_layer
+from fastbn.kernels import cache, calls, channels_first, channels_last, coefficients, small
+from fastbn.kernels.jit import Entries, Kernel, threading_layer
 
 OPTIONAL = ("ml_dtypes", "torch", "onnx", "keras", "numba_cuda", "matplotlib", "sklearn", "tqdm", "pytest_benchmark")
 BAR = 30
@@ -68,6 +68,10 @@ def warmup() -> None:
 
 def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, ...]]]:
     """Everything that is compiled, with arguments of all the types that the package passes."""
+    for entries in vars(calls).values():
+        if isinstance(entries, Entries):
+            for position in range(len(entries)):
+                yield calls, entries.compile, (position,)
     mean, inv_std, var, gamma, beta, sum_dout, sum_dout_xhat = np.ones((7, 3))
     sums = (sum_dout, sum_dout_xhat)
     for dtype in (np.float32, np.float64):
@@ -81,7 +85,7 @@ def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, 
         yield coefficients, coefficients.gradient, (mean, inv_std, gamma, *sums, 8.0, gradient)
         yield coefficients, coefficients.weighted_mean, (affine[0], mean, 0.1, 1.0, affine[1])
         for module, shape in ((channels_first, (1, 3, 16)), (channels_last, (16, 1, 3, 1))):
-            calls: dict[Kernel[Any], tuple[Any, ...]] = {
+            arguments: dict[Kernel[Any], tuple[Any, ...]] = {
                 module.batch_stats: (x, shape, 1, mean, var),
                 module.normalize: (x, shape, affine, out, False),
                 module.forward: (x, shape, 1e-5, gamma, beta, out, mean, var, inv_std, False),
@@ -89,7 +93,7 @@ def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, 
                 module.backward_input: (dout, x, shape, gradient, out, False),
                 module.backward: (dout, x, shape, mean, inv_std, gamma, *sums, out, False),
             }
-            for kernel, args in calls.items():
+            for kernel, args in arguments.items():
                 yield module, kernel.serial, args
                 yield module, kernel.parallel, args
 

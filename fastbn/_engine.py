@@ -15,16 +15,8 @@ import numpy as np
 from fastbn._dispatch import Plan, plan
 from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels import coefficients, small
-
-
-class Normalized(NamedTuple):
-    """A result with the statistics that it was made with; ``var`` is biased."""
-
-    out: Array
-    mean: Float64Array
-    var: Float64Array
-    inv_std: Float64Array
+from fastbn.kernels import calls, channels_last, coefficients, small
+from fastbn.kernels.jit import Entries, on_threads
 
 
 class Sums(NamedTuple):
@@ -49,6 +41,23 @@ def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta:
     return values
 
 
+def whole(entries: Entries, way: int, arguments: tuple[Any, ...], x: Array, axis: int, streamed: str) -> bool:
+    """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
+
+    ``arguments`` end in a tile of 1 and no streaming; large tensors have these from the plan, where ``streamed`` is the
+    field that says whether the result is streamed.
+    """
+    if not way & calls.LARGE:
+        done: bool = entries[way](*arguments)
+        return done
+    how = _route(x, axis)[1]
+    if how is None or not (how.fused or streamed == "stream_out"):
+        return False
+    tile = how.shape[1] if how.kernels is channels_last else 1
+    arguments = *arguments[:-2], tile, int(getattr(how, streamed))
+    return bool(on_threads(entries[way], entries[way - calls.LARGE], *arguments))
+
+
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:
     """Normalise with coefficients from ``affine``; a new tensor lies in memory as ``like`` does, or ``x``."""
     layout, how = _route(x if like is None else like, axis)
@@ -68,25 +77,25 @@ def inference(
     beta: Array | None,
     eps: float,
     out: Array | None,
-) -> tuple[Array, Float64Array, Float64Array, float]:
-    """``(x - mean) / sqrt(var + eps) * gamma + beta``; mean and ``inv_std`` in float64; the least variance.
+) -> tuple[Array, Float64Array, float]:
+    """``(x - mean) / sqrt(var + eps) * gamma + beta``; mean and ``inv_std``, (2, C); the least variance.
 
     Where that is below ``-eps``, nothing is written.
     """
     channels = mean.size
     mean, var, gamma, beta = _alike(mean, var, gamma, beta)
     layout, how = _route(x, axis)
-    mean64, inv_std = np.empty(channels), np.empty(channels)
+    statistics = np.empty((2, channels))
     if how is not None and how.small:
         result, target = _output(layout, x, out)
         tensors = layout.load(x), layout.flat(target)
-        least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], mean64, inv_std)
+        least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], *statistics)
         if not least < -eps:
             _deliver(target, result)
-        return result, mean64, inv_std, least
+        return result, statistics, least
     values = np.empty((3, channels), x.dtype)
-    least = coefficients.affine_of_var(mean, var, eps, gamma, beta, mean64, inv_std, values)
-    return x if least < -eps else scale(x, axis, values, out), mean64, inv_std, least
+    least = coefficients.affine_of_var(mean, var, eps, gamma, beta, statistics[0], statistics[1], values)
+    return x if least < -eps else scale(x, axis, values, out), statistics, least
 
 
 def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
@@ -98,15 +107,18 @@ def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
     return mean, var
 
 
-def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | None, out: Array | None) -> Normalized:
-    """``batch_stats``, then ``scale``."""
+def forward(
+    x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | None, out: Array | None
+) -> tuple[Array, Float64Array]:
+    """``batch_stats``, then ``scale``; mean, ``inv_std`` and biased variance, (3, C)."""
     layout, how = _route(x, axis)
     result, target = _output(layout, x, out)
-    mean, var = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
+    statistics = np.zeros((3, x.shape[axis]))
+    mean, inv_std, var = statistics
     if how is None:
-        return Normalized(result, mean, var, inv_std_of(var, eps))
+        inv_std[...] = inv_std_of(var, eps)
+        return result, statistics
     source = layout.load(x)
-    inv_std = np.empty(mean.size)
     if how.fused:
         parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
         flat = layout.flat(target)
@@ -115,11 +127,11 @@ def forward(x: Array, axis: int, eps: float, gamma: Array | None, beta: Array | 
         )
     else:
         how.kernels.batch_stats(how.parallel, source, how.shape, how.segments, mean, var)
-        inv_std = inv_std_of(var, eps)
+        inv_std[...] = inv_std_of(var, eps)
         values = affine(x.dtype, mean, inv_std, gamma, beta)
         how.kernels.normalize(how.parallel, source, how.shape, values, layout.flat(target), how.stream_training)
     _deliver(target, result)
-    return Normalized(result, mean, var, inv_std)
+    return result, statistics
 
 
 def backward_sums(dout: Array, x: Array, axis: int, mean: Float64Array, inv_std: Float64Array) -> Sums:

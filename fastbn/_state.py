@@ -12,31 +12,51 @@ import numpy as np
 
 from fastbn._layout import contiguous
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels import calls
 from fastbn.kernels.coefficients import weighted_mean
 
 Assignment: TypeAlias = tuple[Array, Any]
 """An array, and the values that it is to hold."""
 
 
-def running_update(
+Batch: TypeAlias = tuple[Array, Array, Float64Array, Array, float, float]
+"""The first arguments of ``update``."""
+
+
+def update(
     running_mean: Array,
     running_var: Array,
-    mean: Float64Array,
-    var: Float64Array,
-    *,
-    count: int,
+    statistics: Float64Array,
+    x: Array,
     momentum: float,
     correction: float,
-) -> list[Assignment]:
-    """What the running arrays become: ``(1 - momentum) * running + momentum * batch``.
+    counter: Array | None,
+) -> None:
+    """``running = (1 - momentum) * running + momentum * batch``, and a step of the counter; all or nothing.
 
-    The batch's variance is divided by ``count - correction`` instead of ``count``. Computed in float64, stored in the
-    dtype of the running arrays.
+    ``statistics`` has the rows mean, ``inv_std`` and variance; the variance is divided by ``count - correction``
+    instead of ``count``. Computed in float64, stored in the dtype of the running arrays. Ordinary arrays are written by
+    one compiled call, in which no signal handler runs.
     """
-    new = np.empty_like(running_mean), np.empty_like(running_var)
-    weighted_mean(contiguous(running_mean), mean, momentum, 1.0, new[0])
-    weighted_mean(contiguous(running_var), var, momentum, count / (count - correction), new[1])
-    return [(running_mean, new[0]), (running_var, new[1])]
+    if calls.UPDATE[running_mean.itemsize // 8](
+        running_mean, running_var, statistics, x, momentum, correction, counter
+    ):
+        return
+    mean, _, var = statistics
+    count = x.size // mean.size
+    assignments = [
+        (running_mean, _weighted(running_mean, mean, momentum, 1.0)),
+        (running_var, _weighted(running_var, var, momentum, count / (count - correction))),
+    ]
+    if counter is not None:
+        assignments.append((counter, counter + 1))
+    assign_together(assignments)
+
+
+def _weighted(running: Array, batch: Float64Array, momentum: float, factor: float) -> Array:
+    new = np.empty_like(running)
+    weighted_mean(contiguous(running), batch, momentum, factor, new)
+    return new
 
 
 def assign_together(assignments: Sequence[Assignment]) -> None:

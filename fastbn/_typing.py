@@ -12,6 +12,11 @@ Array: TypeAlias = NDArray[Any]
 
 Float64Array: TypeAlias = NDArray[np.float64]
 
+Int64Array: TypeAlias = NDArray[np.int64]
+
+Object: TypeAlias = Any
+"""Any Python object that a caller may have given (``objects``)."""
+
 Address: TypeAlias = Any
 """To the compiler the bare address of an array (``lanes.data``), else the array itself."""
 

@@ -1,6 +1,7 @@
 """Batch normalization of arrays: ``forward``, ``backward``, ``inference``.
 
 Every function goes validate -> layout -> plan -> kernel -> return; nothing is written before validation is finished.
+Ordinary calls do all of that in one compiled function (see ``kernels.calls``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 from fastbn import _engine, _state
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels import calls
 
 
 class Cache(NamedTuple):
@@ -135,19 +137,10 @@ def forward(
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1; algorithm 2 for ``training=False``.
     """
     result, update = prepare(
-        x,
-        gamma,
-        beta,
-        running_mean,
-        running_var,
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        axis=axis,
-        correction=correction,
-        out=out,
+        x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, correction, out, None
     )
-    _state.assign_together(update)
+    if update is not None:
+        _state.update(*update, None)
     return result
 
 
@@ -193,6 +186,9 @@ def inference(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2, step 11.
     """
+    evaluated = evaluate(x, gamma, beta, running_mean, running_var, eps, axis, out, None)
+    if evaluated is not None:
+        return evaluated[0]
     eps = check.eps(eps, zero=True)
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
@@ -242,21 +238,29 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
     Ioffe and Szegedy 2015, arXiv:1502.03167, section 3, the six equations collected.
     """
     check.instance("cache", cache, Cache)
-    x, axis = cache.x, cache.axis
+    x, gamma, mean, inv_std, axis, training, beta_dtype = cache
+    way = calls.WAY[0](x, axis, None)
+    if way >= 0 and training is True:
+        dx = np.empty_like(x) if out is None else out
+        dgamma = None if gamma is None else gamma.copy()
+        dbeta = None if beta_dtype is None else np.empty(mean.shape, beta_dtype)
+        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 0
+        if _engine.whole(calls.BACKWARD, way, arguments, x, axis, "stream_dx"):
+            return Gradients(dx, dgamma, dbeta)
     dout = check.tensor_like("dout", dout, x)
-    out = check.out_like("out", out, x, may_be=dout, x=x, gamma=cache.gamma)
-    if cache.training:
-        dx, sums = _engine.backward(dout, x, axis, cache.mean, cache.inv_std, cache.gamma, out)
+    out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma)
+    if training:
+        dx, sums = _engine.backward(dout, x, axis, mean, inv_std, gamma, out)
     else:
-        zeros = np.zeros_like(cache.mean)
+        zeros = np.zeros_like(mean)
         sums = _engine.Sums(zeros, zeros)
-        if cache.gamma is not None or cache.beta_dtype is not None:  # else nobody asks for them
-            sums = _engine.backward_sums(dout, x, axis, cache.mean, cache.inv_std)
-        values = _engine.affine(x.dtype, zeros, cache.inv_std, cache.gamma, None)
+        if gamma is not None or beta_dtype is not None:  # else nobody asks for them
+            sums = _engine.backward_sums(dout, x, axis, mean, inv_std)
+        values = _engine.affine(x.dtype, zeros, inv_std, gamma, None)
         dx = _engine.scale(dout, axis, values, out, like=x)
     with np.errstate(over="ignore"):
-        dgamma = None if cache.gamma is None else sums.sum_dout_xhat.astype(cache.gamma.dtype)
-        dbeta = None if cache.beta_dtype is None else sums.sum_dout.astype(cache.beta_dtype)
+        dgamma = None if gamma is None else sums.sum_dout_xhat.astype(gamma.dtype)
+        dbeta = None if beta_dtype is None else sums.sum_dout.astype(beta_dtype)
     return Gradients(dx, dgamma, dbeta)
 
 
@@ -266,24 +270,45 @@ def prepare(
     beta: Any,
     running_mean: Any,
     running_var: Any,
-    *,
     training: Any,
     momentum: Any,
     eps: Any,
     axis: Any,
     correction: Any,
     out: Any,
-) -> tuple[ForwardResult, list[_state.Assignment]]:
-    """``forward``, but for the update of the running arrays, which it returns to be made by the caller."""
+    channels: int | None,
+) -> tuple[ForwardResult, _state.Batch | None]:
+    """``forward``, but for the update of the running arrays, whose arguments it returns.
+
+    ``x`` may have any number of channels if ``channels`` is ``None``.
+    """
+    way = calls.WAY[0](x, axis, channels)
+    if way >= 0 and training is True:
+        result = np.empty_like(x) if out is None else out
+        statistics = np.empty((3, x.shape[axis]))
+        # fmt: off
+        arguments = (x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics,
+                     1, 0)
+        # fmt: on
+        if _engine.whole(calls.FORWARD, way, arguments, x, axis, "stream_training"):
+            cache = make_cache(x, gamma, beta, statistics, axis, True)
+            tracked = running_mean is not None
+            batch = (running_mean, running_var, statistics, x, momentum, correction) if tracked else None
+            return ForwardResult(result, cache), batch
+    if channels is not None:
+        x, axis = check.features(x, axis, channels, None)
     training = check.flag("training", training)
     momentum = check.momentum(momentum)
     correction = check.correction(correction)
+    if not training:
+        evaluated = evaluate(x, gamma, beta, running_mean, running_var, eps, axis, out, channels)
+        if evaluated is not None:
+            return ForwardResult(evaluated[0], make_cache(x, gamma, beta, evaluated[1], axis, False)), None
     eps = check.eps(eps, zero=not training)
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
     if not training:
-        evaluated = frozen(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis, out=out)
-        return ForwardResult(*evaluated), []
+        return ForwardResult(*frozen(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis, out=out)), None
     channels = x.shape[axis]
     gamma = check.optional_parameter("gamma", gamma, channels)
     beta = check.optional_parameter("beta", beta, channels)
@@ -297,14 +322,41 @@ def prepare(
     others = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     out = check.out_like("out", out, x, x=x, **others)
 
-    result, mean, var, inv_std = _engine.forward(x, axis, eps, gamma, beta, out)
-    beta_dtype = None if beta is None else beta.dtype
-    forwarded = ForwardResult(result, Cache(x, gamma, mean, inv_std, axis, True, beta_dtype))
+    result, statistics = _engine.forward(x, axis, eps, gamma, beta, out)
+    forwarded = ForwardResult(result, make_cache(x, gamma, beta, statistics, axis, True))
     if not tracked or not x.size:
-        return forwarded, []
-    count = x.size // channels
-    batch = {"count": count, "momentum": momentum, "correction": correction}
-    return forwarded, _state.running_update(running_mean, running_var, mean, var, **batch)
+        return forwarded, None
+    return forwarded, (running_mean, running_var, statistics, x, momentum, correction)
+
+
+def evaluate(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running_mean: Any,
+    running_var: Any,
+    eps: Any,
+    axis: Any,
+    out: Any,
+    channels: int | None,
+) -> tuple[Array, Float64Array] | None:
+    """Inference, with mean and ``inv_std``, in one compiled call; ``None`` where anything is out of the ordinary."""
+    way = calls.WAY[0](x, axis, channels)
+    if way < 0:
+        return None
+    result = np.empty_like(x) if out is None else out
+    statistics = np.empty((2, x.shape[axis]))
+    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 0
+    return (result, statistics) if _engine.whole(calls.INFERENCE, way, arguments, x, axis, "stream_out") else None
+
+
+def make_cache(
+    x: Array, gamma: Array | None, beta: Array | None, statistics: Float64Array, axis: int, training: bool
+) -> Cache:
+    """The cache of a call; ``statistics`` begins with the rows mean and ``inv_std``."""
+    if axis < 0:
+        axis += x.ndim
+    return Cache(x, gamma, statistics[0], statistics[1], axis, training, None if beta is None else beta.dtype)
 
 
 def frozen(
@@ -321,6 +373,6 @@ def frozen(
     var = check.parameter("running_var", running_var, channels)
     if out is not None:
         out = check.out_like("out", out, x, may_be=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result, mean64, inv_std, least = _engine.inference(x, axis, mean, var, gamma, beta, eps, out)
+    result, statistics, least = _engine.inference(x, axis, mean, var, gamma, beta, eps, out)
     check.least_variance("running_var", least, eps)
-    return result, Cache(x, gamma, mean64, inv_std, axis, False, None if beta is None else beta.dtype)
+    return result, make_cache(x, gamma, beta, statistics, axis, False)

@@ -112,7 +112,8 @@ class BatchNorm:
         self.dbeta = None
         # An array, so that it can be assigned together with the running arrays.
         self._num_batches_tracked = np.zeros((), np.int64)
-        self._cache: functional.Cache | None = None
+        # In evaluation mode what a cache is made of: few calls are followed by backward.
+        self._cache: functional.Cache | tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
         names = ("axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
@@ -166,37 +167,29 @@ class BatchNorm:
             As ``fastbn.forward``; ``ValueError`` also for a number of dimensions that the layer does not take, and for
             NaN and infinity where ``nan_policy="raise"``.
         """
-        x, axis = check.features(x, self.axis, self.num_features, self.ndims)
-        if self.nan_policy == "raise":
-            check.finite("x", moments(x, axis=axis).mean)
+        axis, channels = self.axis, self.num_features
+        if self.nan_policy == "raise" or not (self.ndims is None or getattr(x, "ndim", None) in self.ndims):
+            x, axis = check.features(x, axis, channels, self.ndims)
+            if self.nan_policy == "raise":
+                check.finite("x", moments(x, axis=axis).mean)
+        arrays = self.gamma, self.beta, self.running_mean, self.running_var
         if not self.training and self.track_running_stats:
+            evaluated = functional.evaluate(x, *arrays, self.eps, axis, out, channels)
+            if evaluated is not None:
+                result, statistics = evaluated
+                self._cache = x, self.gamma, self.beta, statistics, axis, False
+                return result
+            x, axis = check.features(x, axis, channels, None)
             eps = check.eps(self.eps, zero=True)
-            statistics = self.running_mean, self.running_var
-            evaluated, self._cache = functional.frozen(
-                x, self.gamma, self.beta, *statistics, eps=eps, axis=axis, out=out
-            )
-            return evaluated
+            result, self._cache = functional.frozen(x, *arrays, eps=eps, axis=axis, out=out)
+            return result
         counter = self._num_batches_tracked
         momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
-        result, update = functional.prepare(
-            x,
-            self.gamma,
-            self.beta,
-            self.running_mean,
-            self.running_var,
-            training=True,
-            momentum=momentum,
-            eps=self.eps,
-            axis=axis,
-            correction=self.correction,
-            out=out,
-        )
-        if update:
-            update.append((counter, counter + 1))
-        self._cache = result.cache
-        normalized = result.out
-        _state.assign_together(update)  # last: what comes after it could be interrupted
-        return normalized
+        options = True, momentum, self.eps, axis, self.correction, out, channels
+        (result, self._cache), update = functional.prepare(x, *arrays, *options)
+        if update is not None:
+            _state.update(*update, counter)  # last: what comes after it could be interrupted
+        return result
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
         """Gradient with respect to the input of the last ``forward``; sets ``dgamma`` and ``dbeta``.
@@ -222,6 +215,8 @@ class BatchNorm:
         """
         if self._cache is None:
             raise RuntimeError("backward: expected a call of forward before it, got none")
+        if not isinstance(self._cache, functional.Cache):
+            self._cache = functional.make_cache(*self._cache)
         dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
         return dx
 

@@ -10,6 +10,7 @@ import pytest
 
 import fastbn
 from fastbn import _state, functional
+from fastbn.kernels import calls
 from tests.data_for_tests import same_bits, tensor
 
 LAYERS = [
@@ -348,11 +349,26 @@ def test_copies_are_independent(rng, duplicate):
     assert same_bits(twin.freeze()(x), duplicate(twin.freeze())(x))
 
 
+def ordinary(kind, channels, **options):
+    """A layer whose calls on float32 tensors are one compiled function's work (``kernels.calls``)."""
+    return kind(channels, **options)
+
+
+def general(kind, channels, **options):
+    """One that goes the general way."""
+    return kind(channels, dtype=np.float64, **options)
+
+
+LINES = {ordinary: 15, general: 100}
+"""Fewest lines of fastbn that a call runs."""
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("place", ["engine", "update", "assignment"])
+@pytest.mark.parametrize("place", ["call", "engine", "update", "assignment"])
 def test_state_changes_together_or_not_at_all(rng, monkeypatch, error, place):
     """Whatever is raised, wherever, the layer is as before."""
-    layer, x = fastbn.BatchNorm1d(3), tensor(rng, (6, 3))
+    layer = (ordinary if place == "call" else general)(fastbn.BatchNorm1d, 3)
+    x = tensor(rng, (6, 3))
     layer(x)
     before = state_of(layer)
 
@@ -361,29 +377,34 @@ def test_state_changes_together_or_not_at_all(rng, monkeypatch, error, place):
 
     dout = np.ones_like(x)
     dx = layer.backward(dout)
-    if place == "engine":
+    if place == "call":
+        monkeypatch.setattr(calls, "FORWARD", [fail] * 8)
+    elif place == "engine":
         monkeypatch.setattr(functional._engine, "forward", fail)
     elif place == "update":
-        monkeypatch.setattr(_state, "running_update", fail)
+        monkeypatch.setattr(_state, "update", fail)
     else:
-        copy_each, calls = _state._copy_each, []
+        copy_each, copies = _state._copy_each, []
 
         def copy_some(targets, values):
-            calls.append(None)
-            copy_each(targets[:2], values[:2]) if len(calls) == 1 else copy_each(targets, values)
-            if len(calls) == 1:
+            copies.append(None)
+            copy_each(targets[:2], values[:2]) if len(copies) == 1 else copy_each(targets, values)
+            if len(copies) == 1:
                 raise error
 
         monkeypatch.setattr(_state, "_copy_each", copy_some)
+        layer.running_var = np.ones(6)[::2]  # no compiled call updates it
+        before = state_of(layer)
     with pytest.raises(error):
         layer(x + 1)
     assert state_of(layer) == before
-    assert place == "assignment" or same_bits(layer.backward(dout), dx)
+    assert place in ("update", "assignment") or same_bits(layer.backward(dout), dx)
 
 
-def test_every_line_of_a_call_can_be_interrupted(rng):
+@pytest.mark.parametrize("make", LINES, ids=lambda make: make.__name__)
+def test_every_line_of_a_call_can_be_interrupted(rng, make):
     """KeyboardInterrupt before each line of fastbn that a call runs: the layer is as before, or the call is over."""
-    layer, x = fastbn.BatchNorm1d(3), tensor(rng, (6, 3))
+    layer, x = make(fastbn.BatchNorm1d, 3), tensor(rng, (6, 3))
     layer(x)
     interrupted = 0
     while True:
@@ -413,7 +434,7 @@ def test_every_line_of_a_call_can_be_interrupted(rng):
         finally:
             sys.settrace(previous)
         break
-    assert interrupted > 100
+    assert interrupted > LINES[make]
     assert last_line == -1
 
 
@@ -423,10 +444,11 @@ def interrupted_at_return(layer, before):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
-def test_interrupts_from_outside(rng):
+@pytest.mark.parametrize("make", LINES, ids=lambda make: make.__name__)
+def test_interrupts_from_outside(make):
     """SIGINT at many moments of a call: the three parts of the state always belong together."""
-    layer = fastbn.BatchNorm1d(512, momentum=None, correction=0, dtype=np.float64)
-    x = np.ones((4, 512)) * np.array([[1.0], [3.0], [1.0], [3.0]])  # mean 2, variance 1, whatever the average
+    layer = make(fastbn.BatchNorm1d, 512, momentum=None, correction=0)
+    x = np.full((4, 512), [[1], [3], [1], [3]], np.float32)  # mean 2, variance 1, whatever the average
     layer.running_mean[:] = layer.running_var[:] = 0
     interrupted = 0
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -448,8 +470,8 @@ def test_interrupts_from_outside(rng):
                 or layer.num_batches_tracked == int.from_bytes(before["num_batches_tracked"], "little") + 1
             )
             if layer.num_batches_tracked:
-                np.testing.assert_allclose(layer.running_mean, 2.0, rtol=1e-12)
-                np.testing.assert_allclose(layer.running_var, 1.0, rtol=1e-12)
+                np.testing.assert_allclose(layer.running_mean, 2.0, rtol=1e-5)
+                np.testing.assert_allclose(layer.running_var, 1.0, rtol=1e-5)
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert interrupted

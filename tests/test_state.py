@@ -4,25 +4,43 @@ import numpy as np
 import pytest
 
 from fastbn import reference
-from fastbn._state import assign_together, running_update
+from fastbn._state import assign_together, update
+from tests.data_for_tests import same_bits
+
+
+def update_of(mean, var, batch, *, values=10, counter=None, momentum=0.3, correction=1.0):
+    """``update`` with a batch of so many values a channel."""
+    statistics = np.stack([batch[0], np.zeros(batch[0].size), batch[1]])
+    update(mean, var, statistics, np.empty((values, batch[0].size)), momentum, correction, counter)
+
+
+def strided(array):
+    """The same values where no compiled call takes them."""
+    return np.repeat(array, 2, -1)[..., ::2]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_update_rule(rng, dtype):
-    old, batch = rng.standard_normal((2, 5)).astype(dtype), rng.uniform(1, 2, (2, 5))
-    update = running_update(*old, *batch, count=10, momentum=0.3, correction=1)
-    for (target, values), previous, new in zip(update, old, (batch[0], batch[1] * 10 / 9), strict=True):
-        assert values.dtype == target.dtype == dtype
-        np.testing.assert_allclose(values, reference.running(previous, new, 0.3), rtol=2 * np.finfo(dtype).eps)
+@pytest.mark.parametrize("channels", [1, 5, 8, 64])
+def test_update_rule(rng, dtype, channels):
+    old, batch = rng.standard_normal((2, channels)).astype(dtype), rng.uniform(1, 2, (2, channels))
+    running, counter = old.copy(), np.zeros((), np.int64)
+    update_of(*running, batch, counter=counter)
+    for values, previous, new in zip(running, old, (batch[0], batch[1] * (10 / 9)), strict=True):
+        eps = 2 * np.finfo(dtype).eps  # of old and new, which may cancel
+        np.testing.assert_allclose(values, reference.running(previous, new, 0.3), rtol=eps, atol=eps)
+        assert same_bits(values, ((1 - 0.3) * previous.astype(np.float64) + 0.3 * new).astype(dtype))
+    assert counter == 1
+    for general in ((strided(old[0]), old[1].copy()), (old[0].copy(), strided(old[1]))):
+        update_of(*general, batch, counter=counter)
+        assert same_bits(np.stack(general), running)
+    assert counter == 3
 
 
-def test_update_writes_nothing_itself():
-    mean, var = np.zeros(3), np.ones(3)
-    update = running_update(mean, var, np.ones(3), np.ones(3), count=2, momentum=0.5, correction=1)
-    assert (mean == 0).all()
-    assert_values = [values.tolist() for _, values in update]
-    assert_together = [[0.5] * 3, [1.5] * 3]
-    assert assert_values == assert_together
+def test_update_of_two_dtypes(rng):
+    mean, var, batch = np.zeros(5), np.ones(5, np.float32), rng.uniform(1, 2, (2, 5))
+    update_of(mean, var, batch, momentum=1.0, correction=0.0)
+    assert same_bits(mean, batch[0])
+    assert same_bits(var, batch[1].astype(np.float32))
 
 
 def test_assign_together():

@@ -154,9 +154,12 @@ def gradient(
 
 @small
 def weighted_mean(old: Array, batch: Float64Array, momentum: float, factor: float, new: Array) -> None:
-    """``new = (1 - momentum) * old + momentum * (batch * factor)``, in float64, in the dtype of ``old``."""
-    for c in range(old.size):
-        new[c] = (1.0 - momentum) * np.float64(old[c]) + momentum * (batch[c] * factor)
+    """``new = (1 - momentum) * old + momentum * (batch * factor)`` in float64; ``new`` may be ``old``."""
+    weights = spread_doubles(1.0 - momentum), spread_doubles(momentum), spread_doubles(factor)
+    for c in range(0, old.size, DOUBLES):
+        n = min(DOUBLES, old.size - c)
+        values = load_first_doubles(data(old), c, n, 0.0), load_first_doubles(data(batch), c, n, 0.0)
+        store_first_doubles(data(new), c, n, weights[0] * values[0] + weights[1] * (values[1] * weights[2]))
 
 
 @scalar

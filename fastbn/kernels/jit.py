@@ -11,6 +11,7 @@ own text (see ``lanes``), and NaN and infinity stay exact.
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import types
@@ -23,6 +24,7 @@ import numba.np.ufunc.parallel
 import numpy as np
 
 from fastbn.kernels import cache
+from fastbn.kernels.objects import Given
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,17 +60,17 @@ class _Threads:
             warnings.warn(f"fastbn runs on one thread: {error}", RuntimeWarning, stacklevel=2)
             return False
 
-    def launch(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    def launch(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a parallel twin; one at a time while the threading layer is ``workqueue``, or not yet known."""
         lock = self.lock
         if lock is None:
-            function(*args, **kwargs)
-            return
+            return function(*args, **kwargs)
         with lock:
-            function(*args, **kwargs)
+            result = function(*args, **kwargs)
             # workqueue aborts the process when two Python threads launch at once; tbb and omp do not.
             if numba.threading_layer() != "workqueue":
                 self.lock = None
+            return result
 
     def after_fork_in_child(self) -> None:
         """GNU OpenMP kills a forked child at its first parallel launch, so a child of a started pool stays serial."""
@@ -81,10 +83,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
 
 
+def _interpreted(function: Callable[P, R]) -> Callable[P, R]:
+    """Without warnings of NaN and infinity: compiled code does not warn either."""
+    return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+
+
+def with_globals(function: Callable[..., R], name: str, values: dict[str, Any]) -> Callable[..., R]:
+    """A copy of a function with a name and some globals of its own."""
+    body = cast(types.FunctionType, function)
+    copy = types.FunctionType(body.__code__, {**body.__globals__, **values}, name, body.__defaults__, body.__closure__)
+    copy.__qualname__, copy.__module__, copy.__doc__ = name, body.__module__, body.__doc__
+    copy.__annotations__ = body.__annotations__
+    return copy
+
+
+def on_threads(parallel: Callable[P, R], serial: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run the first function, or the second where threads cannot be used."""
+    if not numba.config.DISABLE_JIT and _threads.usable():
+        return _threads.launch(parallel, *args, **kwargs)
+    return serial(*args, **kwargs)
+
+
 def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
     """Compile what is called from Python, and keep it."""
-    if numba.config.DISABLE_JIT:  # compiled code does not warn of NaN and infinity either
-        return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
+    if numba.config.DISABLE_JIT:
+        return _interpreted(function)
     compiled = numba.njit(parallel=parallel, **_COMMON)(function)
     cache.attach(compiled)
     return cast(Callable[P, R], compiled)
@@ -93,6 +116,52 @@ def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
 def small(function: Callable[P, R]) -> Callable[P, R]:
     """Compile what is called from Python and is too little work for threads."""
     return _compile(function, parallel=False)
+
+
+class Entries(list[Callable[..., Any]]):
+    """Functions of Python objects (see ``objects``), to be called without Numba's dispatcher.
+
+    Entry ``n * kind + i`` is function ``i`` of ``n`` for arrays of dtype ``dtypes[kind]``; parameters that are
+    annotated ``Float64Array`` or ``Int64Array`` are of these dtypes in all, those annotated ``Any`` may be anything.
+    Each is compiled, or loaded, when it is first called.
+    """
+
+    def __init__(self, *functions: Callable[..., Any], dtypes: tuple[Any, ...] = (np.float32, np.float64)) -> None:
+        self._cases = [(function, np.dtype(dtype)) for dtype in dtypes for function in functions]
+        self.compiled: list[Any] = []
+        pending = self._interpreted if numba.config.DISABLE_JIT else self._pending
+        super().__init__(map(pending, range(len(self._cases))))
+
+    def compile(self, position: int) -> None:
+        """Compile, or load, one entry."""
+        if numba.config.DISABLE_JIT:
+            return
+        compiled = numba.njit(error_model="numpy")(self._cases[position][0])  # keeps the lock, to look at objects
+        cache.attach(compiled)
+        given = (Given(numba.from_dtype(dtype or np.dtype(np.float32))) for dtype in self._dtypes(position))
+        self[position] = compiled.compile(tuple(given))
+        self.compiled.append(compiled)
+
+    def _dtypes(self, position: int) -> list[np.dtype[Any] | None]:
+        function, dtype = self._cases[position]
+        annotated = {"Float64Array": np.dtype(np.float64), "Int64Array": np.dtype(np.int64), "Any": None}
+        return [annotated.get(each.annotation, dtype) for each in inspect.signature(function).parameters.values()]
+
+    def _pending(self, position: int) -> Callable[..., Any]:
+        def compile_and_call(*args: Any) -> Any:
+            self.compile(position)
+            return self[position](*args)
+
+        return compile_and_call
+
+    def _interpreted(self, position: int) -> Callable[..., Any]:
+        function, dtypes = _interpreted(self._cases[position][0]), self._dtypes(position)
+
+        def call(*args: Any) -> Any:
+            given = [(value, dtype) for value, dtype in zip(args, dtypes, strict=True) if dtype is not None]
+            return all(getattr(value, "dtype", dtype) == dtype for value, dtype in given) and function(*args)
+
+        return call
 
 
 def threading_layer() -> str:
@@ -116,20 +185,15 @@ class Kernel(Generic[P]):
 
     def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the twin that is wished for, or the serial one where threads cannot be used."""
-        if parallel and not numba.config.DISABLE_JIT and _threads.usable():
-            _threads.launch(self.parallel, *args, **kwargs)
+        if parallel:
+            on_threads(self.parallel, self.serial, *args, **kwargs)
         else:
             self.serial(*args, **kwargs)
 
     def _compile(self, *, parallel: bool) -> Callable[P, None]:
         """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
-        body = cast(types.FunctionType, self.body)
-        name = f"{body.__name__}_{'parallel' if parallel else 'serial'}"
-        twin = types.FunctionType(body.__code__, body.__globals__, name, body.__defaults__, body.__closure__)
-        twin.__qualname__ = name
-        twin.__module__ = body.__module__
-        twin.__doc__ = body.__doc__
-        return _compile(cast(Callable[P, None], twin), parallel=parallel)
+        name = f"{self.body.__name__}_{'parallel' if parallel else 'serial'}"
+        return _compile(cast(Callable[P, None], with_globals(self.body, name, {})), parallel=parallel)
 
 
 def kernel(body: Callable[P, None]) -> Kernel[P]:

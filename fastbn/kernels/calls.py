@@ -1,0 +1,475 @@
+"""Whole calls: one compiled function checks the Python objects it is given and does all the work.
+
+Each returns ``True`` when it is done, or ``False``, with nothing written, where anything is out of the ordinary: the
+general way then refuses it with a message, or handles what is rare (lists, other strides, mixed dtypes). What is taken
+here may be less than what is taken there, but never more. The work is done by the kernels themselves: the same bits.
+
+The tables hold an entry for each dtype, twin and module of kernels; ``WAY`` finds that of a tensor. Each has a copy of
+the function in which ``_kernel`` and its like are bound: with the kernels of both modules an entry would take two
+seconds longer to compile. The last two arguments come from the plan and are 1 and 0 where there are no threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
+from fastbn.kernels import channels_first, channels_last, coefficients
+from fastbn.kernels.groups import NARROW
+from fastbn.kernels.jit import Entries, scalar, with_globals
+from fastbn.kernels.objects import (
+    ALIGNED,
+    CONTIGUOUS,
+    KNOWN,
+    WRITEABLE,
+    acquire,
+    address,
+    dim,
+    flags,
+    flat,
+    index,
+    is_expected,
+    is_none,
+    itemsize,
+    kind_of,
+    ndim,
+    number,
+    release,
+    stride,
+)
+from fastbn.kernels.rows import PARALLEL
+
+LARGE = 2
+"""The bit of an entry that runs on threads; the one before it in the table does without."""
+
+_kernel: Any = None
+_kernel_shape: Any = None  # from (outer, channels, inner) to the shape that the kernel takes
+_narrow = False  # whether it takes short rows
+_affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
+
+
+@scalar
+def _shape_of(x: Object, axis: int, itemsize: int) -> Shape3:
+    """(outer, channels, inner) of a dense array as it lies in memory; zeros for what is not taken."""
+    n = ndim(x)
+    if axis < 0:
+        axis += n
+    if n < 2 or not 0 <= axis < n or not flags(x) & ALIGNED:
+        return 0, 0, 0
+    channels = dim(x, axis)
+    outer = inner = 1
+    for i in range(axis):
+        outer *= dim(x, i)
+    for i in range(axis + 1, n):
+        inner *= dim(x, i)
+    if not flags(x) & CONTIGUOUS:  # then only channels last in memory
+        if channels > 1 and stride(x, axis) != itemsize:
+            return 0, 0, 0
+        step = itemsize * channels
+        for i in range(n - 1, -1, -1):
+            if i != axis and dim(x, i) > 1:
+                if stride(x, i) != step:
+                    return 0, 0, 0
+                step *= dim(x, i)
+        outer, inner = outer * inner, 1
+    return (1, 1, outer * inner) if channels == 1 else (outer, channels, inner)
+
+
+@scalar
+def _size_of(shape: Shape3) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+@scalar
+def _is_like(a: Object, x: Object) -> bool:
+    """Whether an array has the shape and dtype of the dense array ``x`` and lies in memory as that does."""
+    if not is_expected(a) or not flags(a) & ALIGNED or ndim(a) != ndim(x):
+        return False
+    strides_matter = not flags(a) & flags(x) & CONTIGUOUS
+    for i in range(ndim(x)):
+        if dim(a, i) != dim(x, i) or (strides_matter and dim(x, i) > 1 and stride(a, i) != stride(x, i)):
+            return False
+    return True
+
+
+@scalar
+def _is_vector(a: Object, channels: int, writeable: int) -> bool:
+    """Whether an array holds one value a channel side by side; ``writeable`` is that flag or 0."""
+    needed = CONTIGUOUS | ALIGNED | writeable
+    return is_expected(a) and ndim(a) == 1 and dim(a, 0) == channels and flags(a) & needed == needed
+
+
+@scalar
+def _apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
+    """Whether two dense arrays, the second of which may be ``None``, share no memory."""
+    if is_none(b):
+        return True
+    a_end, b_end = address(a) + a_size * itemsize(a), address(b) + b_size * itemsize(b)
+    return a_end <= address(b) or b_end <= address(a)
+
+
+@scalar
+def _is_parameter(a: Object, channels: int, out: Object, size: int) -> bool:
+    """Whether it is ``None`` or an array that can be read while ``out`` is written."""
+    return is_none(a) or (_is_vector(a, channels, 0) and _apart(out, size, a, channels))
+
+
+@scalar
+def _shape_of_both(x: Object, axis: Object, out: Object) -> Shape3:
+    """The shape of a tensor and of the place of the output; zeros if one of them is not taken."""
+    if not is_expected(x):
+        return 0, 0, 0
+    shape = _shape_of(x, index(axis), itemsize(x))
+    if not (_size_of(shape) and _is_like(out, x) and flags(out) & WRITEABLE):
+        return 0, 0, 0
+    return shape
+
+
+@scalar
+def _same_or_apart(a: Object, b: Object, size: int) -> bool:
+    """Whether two tensors that lie in memory alike are one or share nothing."""
+    return address(a) == address(b) or _apart(a, size, b, size)
+
+
+@scalar
+def _is_running(a: Object, channels: int, x: Object, out: Object, size: int, gamma: Object, beta: Object) -> bool:
+    """Whether an array can be updated in place, beside the others."""
+    return (
+        _is_vector(a, channels, WRITEABLE)
+        and _apart(a, channels, x, size)
+        and _apart(a, channels, out, size)
+        and _apart(a, channels, gamma, channels)
+        and _apart(a, channels, beta, channels)
+    )
+
+
+@scalar
+def _no_variance_below(var: Object, channels: int, least: float) -> bool:
+    """NaN is not compared."""
+    values = flat(var, 0, channels)
+    below = 0
+    for c in range(channels):
+        below += 1 if np.float64(values[c]) < least else 0
+    return below == 0
+
+
+@scalar
+def _parameter(a: Object, channels: int, default: float) -> Float64Array:
+    """``a`` as float64, or the default where it is ``None``."""
+    values = np.empty(channels)
+    for c in range(channels):
+        values[c] = default
+    if not is_none(a):
+        given = flat(a, 0, channels)
+        for c in range(channels):
+            values[c] = given[c]
+    return values
+
+
+@scalar
+def _shape_to_train(
+    x: Object,
+    axis: Object,
+    gamma: Object,
+    beta: Object,
+    running_mean: Object,
+    running_var: Object,
+    momentum: Object,
+    eps: Object,
+    correction: Object,
+    out: Object,
+) -> Shape3:
+    """The shape of ``x``; zeros if anything is not taken."""
+    shape = _shape_of_both(x, axis, out)
+    outer, channels, inner = shape
+    size, count = _size_of(shape), outer * inner
+    if not (count > 1 and _apart(out, size, x, size)):
+        return 0, 0, 0
+    if not (_is_parameter(gamma, channels, out, size) and _is_parameter(beta, channels, out, size)):
+        return 0, 0, 0
+    if not (0.0 <= number(momentum) <= 1.0 and 0.0 < number(eps) < np.inf and 0.0 <= number(correction) < np.inf):
+        return 0, 0, 0
+    if is_none(running_mean) and is_none(running_var):
+        return shape
+    if (
+        _is_running(running_mean, channels, x, out, size, gamma, beta)
+        and _is_running(running_var, channels, x, out, size, gamma, beta)
+        and _apart(running_mean, channels, running_var, channels)
+        and _no_variance_below(running_var, channels, -number(eps))
+        and number(correction) < count
+    ):
+        return shape
+    return 0, 0, 0
+
+
+def _forward(
+    x: Object,
+    axis: Object,
+    gamma: Object,
+    beta: Object,
+    running_mean: Object,
+    running_var: Object,
+    momentum: Object,
+    eps: Object,
+    correction: Object,
+    out: Object,
+    statistics: Float64Array,
+    tile: Object,
+    streaming: Object,
+) -> bool:
+    """Training: write ``out``, and the rows of ``statistics``, mean, ``inv_std`` and variance.
+
+    Running arrays are only checked.
+    """
+    shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
+    size, channels = _size_of(shape), shape[1]
+    if not size or (shape[2] < NARROW) != _narrow:
+        return False
+    options = _kernel_shape(shape, index(tile)), number(eps), index(streaming) == 1
+    state = release(size)
+    _kernel(
+        flat(x, 0, size),
+        options[0],
+        options[1],
+        _parameter(gamma, channels, 1.0),
+        _parameter(beta, channels, 0.0),
+        flat(out, 0, size),
+        flat(statistics, 0, channels),
+        flat(statistics, 2 * channels, channels),
+        flat(statistics, channels, channels),
+        options[2],
+    )
+    acquire(state)
+    return True
+
+
+@scalar
+def _shape_to_differentiate(
+    dout: Object,
+    x: Object,
+    axis: Object,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Object,
+    dx: Object,
+    dgamma: Object,
+    dbeta: Object,
+) -> Shape3:
+    """The shape of ``x``; zeros if anything is not taken. ``dx`` may be ``dout``."""
+    shape = _shape_of_both(x, axis, dx)
+    size, channels = _size_of(shape), shape[1]
+    if not (
+        size
+        and _is_like(dout, x)
+        and _apart(dx, size, x, size)
+        and _same_or_apart(dx, dout, size)
+        and _is_parameter(gamma, channels, dx, size)
+        and _is_vector(mean, channels, 0)
+        and _is_vector(inv_std, channels, 0)
+        and (is_none(dgamma) or _is_vector(dgamma, channels, WRITEABLE))
+        and (is_none(dbeta) or _is_vector(dbeta, channels, WRITEABLE))
+    ):
+        return 0, 0, 0
+    return shape
+
+
+@scalar
+def _round_to(target: Object, values: Float64Array) -> None:
+    """Write values into an array of another dtype, unless that is ``None``."""
+    if not is_none(target):
+        rounded = flat(target, 0, values.size)
+        for c in range(values.size):
+            rounded[c] = values[c]
+
+
+def _backward(
+    dout: Object,
+    x: Object,
+    axis: Object,
+    mean: Float64Array,
+    inv_std: Float64Array,
+    gamma: Object,
+    dx: Object,
+    dgamma: Object,
+    dbeta: Object,
+    tile: Object,
+    streaming: Object,
+) -> bool:
+    """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``, ``dx`` may be ``dout``."""
+    shape = _shape_to_differentiate(dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta)
+    size, channels = _size_of(shape), shape[1]
+    if not size or (shape[2] < NARROW) != _narrow:
+        return False
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
+    state = release(size)
+    _kernel(
+        flat(dout, 0, size),
+        flat(x, 0, size),
+        options[0],
+        flat(mean, 0, channels),
+        flat(inv_std, 0, channels),
+        _parameter(gamma, channels, 1.0),
+        sum_dout,
+        sum_dout_xhat,
+        flat(dx, 0, size),
+        options[1],
+    )
+    acquire(state)
+    _round_to(dbeta, sum_dout)
+    _round_to(dgamma, sum_dout_xhat)
+    return True
+
+
+@scalar
+def _given_or(a: Object, x: Object, channels: int, default: float) -> Array:
+    """A parameter as it is, or the default in the dtype of ``x``."""
+    if not is_none(a):
+        return flat(a, 0, channels)
+    values = np.empty(channels, flat(x, 0, 1).dtype)
+    for c in range(channels):
+        values[c] = default
+    return values
+
+
+def _inference(
+    x: Object,
+    axis: Object,
+    mean: Object,
+    var: Object,
+    gamma: Object,
+    beta: Object,
+    eps: Object,
+    out: Object,
+    statistics: Float64Array,
+    tile: Object,
+    streaming: Object,
+) -> bool:
+    """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
+    shape = _shape_of_both(x, axis, out)
+    size, channels = _size_of(shape), shape[1]
+    if not (
+        size
+        and (shape[2] < NARROW) == _narrow
+        and _same_or_apart(out, x, size)
+        and 0.0 <= number(eps) < np.inf
+        and _is_parameter(gamma, channels, out, size)
+        and _is_parameter(beta, channels, out, size)
+        and _is_vector(mean, channels, 0)
+        and _is_vector(var, channels, 0)
+        and _apart(out, size, mean, channels)
+        and _apart(out, size, var, channels)
+    ):
+        return False
+    values = np.empty((3, channels), flat(x, 0, size).dtype)
+    least = _affine_of_var(
+        flat(mean, 0, channels),
+        flat(var, 0, channels),
+        number(eps),
+        _given_or(gamma, x, channels, 1.0),
+        _given_or(beta, x, channels, 0.0),
+        flat(statistics, 0, channels),
+        flat(statistics, channels, channels),
+        values,
+    )
+    if least < -number(eps):
+        return False
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    state = release(size)
+    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    acquire(state)
+    return True
+
+
+def _scale(x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, streaming: Object) -> bool:
+    """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
+    shape = _shape_of_both(x, axis, out)
+    size = _size_of(shape)
+    if not size or (shape[2] < NARROW) != _narrow or not _same_or_apart(out, x, size):
+        return False
+    values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    state = release(size)
+    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    acquire(state)
+    return True
+
+
+def _update(
+    running_mean: Object,
+    running_var: Object,
+    statistics: Float64Array,
+    x: Object,
+    momentum: Object,
+    correction: Object,
+    counter: Int64Array,
+) -> bool:
+    """Update running arrays in place, and add 1 to a counter that is not ``None``. ``x`` is that of the batch."""
+    channels = dim(statistics, 1)
+    if not (_is_vector(running_mean, channels, WRITEABLE) and _is_vector(running_var, channels, WRITEABLE)):
+        return False
+    size = 1
+    for i in range(ndim(x)):
+        size *= dim(x, i)
+    count = np.float64(size // channels)
+    factor = count / (count - number(correction))
+    mean, var = flat(running_mean, 0, channels), flat(running_var, 0, channels)
+    _weighted_mean(mean, flat(statistics, 0, channels), number(momentum), 1.0, mean)
+    _weighted_mean(var, flat(statistics, 2 * channels, channels), number(momentum), factor, var)
+    if not is_none(counter):
+        flat(counter, 0, 1)[0] += 1
+    return True
+
+
+def _way(x: Any, axis: Object, channels: Object) -> int:
+    """The entry for ``x``, with so many channels if that is not ``None``; -1 for the general way."""
+    kind = kind_of(x)
+    if not kind:
+        return -1
+    shape = _shape_of(x, index(axis), 4 * kind)
+    size = _size_of(shape)
+    if not size or not (is_none(channels) or index(channels) == shape[1]):
+        return -1
+    return 4 * (kind - 1) + (LARGE if size >= PARALLEL else 0) + (1 if shape[2] < NARROW else 0)
+
+
+@scalar
+def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as below
+    return shape
+
+
+@scalar
+def _matrix(shape: Shape3, tile: int) -> Matrix:
+    return shape[0] // tile, tile, shape[1], shape[2]
+
+
+def _entries(function: Callable[..., bool], kernel: str) -> Entries:
+    """A table of a function with this kernel's twins in both modules."""
+    layouts: Any = (channels_first, _as_it_is, False), (channels_last, _matrix, True)
+    bound = []
+    for twin in ("serial", "parallel"):
+        for module, kernel_shape, narrow in layouts:
+            name = f"{function.__name__}_{module.__name__.rpartition('.')[2]}_{twin}"
+            values = {
+                "_kernel": getattr(getattr(module, kernel), twin),
+                "_kernel_shape": kernel_shape,
+                "_narrow": narrow,
+            }
+            bound.append(with_globals(function, name, values))
+    return Entries(*bound)
+
+
+WAY = Entries(_way, dtypes=(np.float32,))
+FORWARD = _entries(_forward, "forward")
+BACKWARD = _entries(_backward, "backward")
+INFERENCE = _entries(_inference, "normalize")
+SCALE = _entries(_scale, "normalize")
+UPDATE = Entries(_update)  # by the dtype of the running arrays
+if not KNOWN:  # everything goes the general way
+    WAY[:] = [lambda *_: -1]
+if not KNOWN or numba.config.DISABLE_JIT:  # interpreted, an update could be interrupted
+    UPDATE[:] = [lambda *_: False] * len(UPDATE)
