@@ -243,7 +243,7 @@ def test_every_line_of_a_call_can_be_interrupted(rng):
         assert (before["running_var"] == 1).all()
         changed = changes[0]
         interrupted += 1
-    assert interrupted > 100
+    assert interrupted > 50
 
 
 def variant(x, gamma, beta, bn_param):

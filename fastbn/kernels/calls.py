@@ -20,7 +20,7 @@ import numpy as np
 from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
 from fastbn.kernels import channels_first, channels_last, coefficients
 from fastbn.kernels.groups import NARROW
-from fastbn.kernels.jit import Entries, scalar, with_globals
+from fastbn.kernels.jit import Entries, inner, with_globals
 from fastbn.kernels.objects import (
     ALIGNED,
     CONTIGUOUS,
@@ -52,7 +52,7 @@ _narrow = False  # whether it takes short rows
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
 
-@scalar
+@inner
 def _shape_of(x: Object, axis: int, itemsize: int) -> Shape3:
     """(outer, channels, inner) of a dense array as it lies in memory; zeros for what is not taken."""
     n = ndim(x)
@@ -79,12 +79,12 @@ def _shape_of(x: Object, axis: int, itemsize: int) -> Shape3:
     return (1, 1, outer * inner) if channels == 1 else (outer, channels, inner)
 
 
-@scalar
+@inner
 def _size_of(shape: Shape3) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-@scalar
+@inner
 def _is_like(a: Object, x: Object) -> bool:
     """Whether an array has the shape and dtype of the dense array ``x`` and lies in memory as that does."""
     if not is_expected(a) or not flags(a) & ALIGNED or ndim(a) != ndim(x):
@@ -96,14 +96,14 @@ def _is_like(a: Object, x: Object) -> bool:
     return True
 
 
-@scalar
+@inner
 def _is_vector(a: Object, channels: int, writeable: int) -> bool:
     """Whether an array holds one value a channel side by side; ``writeable`` is that flag or 0."""
     needed = CONTIGUOUS | ALIGNED | writeable
     return is_expected(a) and ndim(a) == 1 and dim(a, 0) == channels and flags(a) & needed == needed
 
 
-@scalar
+@inner
 def _apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
     """Whether two dense arrays, the second of which may be ``None``, share no memory."""
     if is_none(b):
@@ -112,13 +112,13 @@ def _apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
     return a_end <= address(b) or b_end <= address(a)
 
 
-@scalar
+@inner
 def _is_parameter(a: Object, channels: int, out: Object, size: int) -> bool:
     """Whether it is ``None`` or an array that can be read while ``out`` is written."""
     return is_none(a) or (_is_vector(a, channels, 0) and _apart(out, size, a, channels))
 
 
-@scalar
+@inner
 def _shape_of_both(x: Object, axis: Object, out: Object) -> Shape3:
     """The shape of a tensor and of the place of the output; zeros if one of them is not taken."""
     if not is_expected(x):
@@ -129,13 +129,13 @@ def _shape_of_both(x: Object, axis: Object, out: Object) -> Shape3:
     return shape
 
 
-@scalar
+@inner
 def _same_or_apart(a: Object, b: Object, size: int) -> bool:
     """Whether two tensors that lie in memory alike are one or share nothing."""
     return address(a) == address(b) or _apart(a, size, b, size)
 
 
-@scalar
+@inner
 def _is_running(a: Object, channels: int, x: Object, out: Object, size: int, gamma: Object, beta: Object) -> bool:
     """Whether an array can be updated in place, beside the others."""
     return (
@@ -147,7 +147,7 @@ def _is_running(a: Object, channels: int, x: Object, out: Object, size: int, gam
     )
 
 
-@scalar
+@inner
 def _no_variance_below(var: Object, channels: int, least: float) -> bool:
     """NaN is not compared."""
     values = flat(var, 0, channels)
@@ -157,7 +157,7 @@ def _no_variance_below(var: Object, channels: int, least: float) -> bool:
     return below == 0
 
 
-@scalar
+@inner
 def _parameter(a: Object, channels: int, default: float) -> Float64Array:
     """``a`` as float64, or the default where it is ``None``."""
     values = np.empty(channels)
@@ -170,7 +170,7 @@ def _parameter(a: Object, channels: int, default: float) -> Float64Array:
     return values
 
 
-@scalar
+@inner
 def _shape_to_train(
     x: Object,
     axis: Object,
@@ -247,7 +247,7 @@ def _forward(
     return True
 
 
-@scalar
+@inner
 def _shape_to_differentiate(
     dout: Object,
     x: Object,
@@ -277,7 +277,7 @@ def _shape_to_differentiate(
     return shape
 
 
-@scalar
+@inner
 def _round_to(target: Object, values: Float64Array) -> None:
     """Write values into an array of another dtype, unless that is ``None``."""
     if not is_none(target):
@@ -325,7 +325,7 @@ def _backward(
     return True
 
 
-@scalar
+@inner
 def _given_or(a: Object, x: Object, channels: int, default: float) -> Array:
     """A parameter as it is, or the default in the dtype of ``x``."""
     if not is_none(a):
@@ -437,12 +437,12 @@ def _way(x: Any, axis: Object, channels: Object) -> int:
     return 4 * (kind - 1) + (LARGE if size >= PARALLEL else 0) + (1 if shape[2] < NARROW else 0)
 
 
-@scalar
+@inner
 def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as below
     return shape
 
 
-@scalar
+@inner
 def _matrix(shape: Shape3, tile: int) -> Matrix:
     return shape[0] // tile, tile, shape[1], shape[2]
 

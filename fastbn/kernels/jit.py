@@ -2,11 +2,21 @@
 
 A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
 started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
+<<<<<<< HEAD
 two decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by their
 own text (see ``lanes``), and NaN and infinity stay exact.
 
 ``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
 ``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values.
+=======
+four decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
+their own text (see ``lanes``), and NaN and infinity stay exact.
+
+``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
+``inner``        the same, for what Python does not call.
+``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values; not called by Python.
+``inlined``      the same, compiled anew into each place that calls it.
+>>>>>>> calls
 """
 
 from __future__ import annotations
@@ -30,6 +40,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+_INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For what Python does not call: a third of the time that a short function takes to compile."""
 
 
 def scalar(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,11 +49,24 @@ def scalar(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], numba.njit(**_COMMON)(function))
 
 
+def inner(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile as ``scalar``, without what makes a function callable from Python."""
+    return cast(Callable[P, R], numba.njit(**_INNER)(function))
+
+
 def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with fused multiply-add."""
-    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_COMMON)(function))
+    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_INNER)(function))
 
 
+<<<<<<< HEAD
+=======
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """``elementwise``, compiled anew into each place that calls it, so that a constant argument unrolls a loop."""
+    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_INNER)(function))
+
+
+>>>>>>> calls
 class _Threads:
     """What is known about Numba's thread pool in this process."""
 
