@@ -59,14 +59,6 @@ def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_INNER)(function))
 
 
-<<<<<<< HEAD
-=======
-def inlined(function: Callable[P, R]) -> Callable[P, R]:
-    """``elementwise``, compiled anew into each place that calls it, so that a constant argument unrolls a loop."""
-    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_INNER)(function))
-
-
->>>>>>> calls
 class _Threads:
     """What is known about Numba's thread pool in this process."""
 
