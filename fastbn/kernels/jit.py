@@ -2,21 +2,12 @@
 
 A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
 started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
-<<<<<<< HEAD
-two decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by their
-own text (see ``lanes``), and NaN and infinity stay exact.
-
-``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
-``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values.
-=======
-four decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
+three decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
 their own text (see ``lanes``), and NaN and infinity stay exact.
 
 ``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
 ``inner``        the same, for what Python does not call.
 ``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values; not called by Python.
-``inlined``      the same, compiled anew into each place that calls it.
->>>>>>> calls
 """
 
 from __future__ import annotations
