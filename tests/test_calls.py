@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 
 import numba
@@ -118,6 +119,15 @@ def test_ordinary_calls_are_taken(rng, monkeypatch, function, dtype):
         a[name].flags.writeable = name in WRITTEN[function]
     assert taken(monkeypatch, lambda: function(a))
     assert taken(monkeypatch, lambda: function({**a, "gamma": None, "beta": None}))
+
+
+@FUNCTIONS
+def test_pickled_arrays_are_taken(rng, monkeypatch, function):
+    """Their dtypes are objects of their own."""
+    a = {name: pickle.loads(pickle.dumps(array)) for name, array in sound(rng).items()}
+    assert taken(monkeypatch, lambda: function(a))
+    swapped = {**a, "x": a["x"].astype(">f4")}
+    assert function is differentiate or not taken(monkeypatch, lambda: function(swapped))
 
 
 def test_numbers_that_are_taken(rng, monkeypatch):

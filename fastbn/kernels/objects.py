@@ -36,14 +36,15 @@ _WORD = ctypes.sizeof(ctypes.c_void_p)
 _HEADER = object.__basicsize__
 _TYPE = _HEADER - _WORD
 _DATA, _NDIM, _DIMENSIONS, _STRIDES, _, _DTYPE, _FLAGS = range(_HEADER, _HEADER + 7 * _WORD, _WORD)
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_BYTE_ORDER = _HEADER + _WORD + 2  # of a dtype, whose scalar type comes first
+_NATIVE = ord("=")
 _OBJECTS = {
     "none": None,
     "int": int,
     "float": float,
     "ndarray": np.ndarray,
-    "float32": _FLOATS[0],
-    "float64": _FLOATS[1],
+    "float32": np.float32,
+    "float64": np.float64,
 }
 
 for _name, _object in _OBJECTS.items():  # names, as compiled code is kept between processes
@@ -61,7 +62,9 @@ def _fields_are_known() -> bool:
 
     return (
         (field(_TYPE), field(_TYPE, of=number)) == (id(np.ndarray), id(float))
-        and (field(_DATA), field(_DTYPE)) == (probe.ctypes.data, id(_FLOATS[0]))
+        and (field(_DATA), field(_DTYPE)) == (probe.ctypes.data, id(probe.dtype))
+        and (field(_HEADER, of=probe.dtype), field(_BYTE_ORDER, ctypes.c_char, probe.dtype)) == (id(np.float32), b"=")
+        and field(_BYTE_ORDER, ctypes.c_char, probe.dtype.newbyteorder()) != b"="
         and (field(_NDIM, ctypes.c_int), field(_FLAGS, ctypes.c_int)) == (2, probe.flags.num)
         and (fields(_DIMENSIONS), fields(_STRIDES)) == ([2, 4], list(probe.strides))
         and field(_HEADER, ctypes.c_double, number) == number
@@ -109,9 +112,16 @@ def _has_type(context: Any, builder: Any, value: Any, name: str) -> Any:
 
 
 def _kind(value: Any) -> int:
-    if type(value) is not np.ndarray:
+    if type(value) is not np.ndarray or not value.dtype.isnative:
         return 0
-    return 1 if value.dtype is _FLOATS[0] else 2 if value.dtype is _FLOATS[1] else 0
+    return {np.float32: 1, np.float64: 2}.get(value.dtype.type, 0)
+
+
+def _is_float(context: Any, builder: Any, array: Any, name: str) -> Any:
+    """Whether an array's dtype is this one. There may be several equal ones: a pickled array brings its own."""
+    dtype = _at(builder, array, _DTYPE, array.type)
+    native = builder.icmp_unsigned("==", _at(builder, dtype, _BYTE_ORDER, ir.IntType(8)), ir.IntType(8)(_NATIVE))
+    return builder.and_(native, _is(context, builder, _at(builder, dtype, _HEADER, array.type), name))
 
 
 @instruction(_kind)
@@ -122,9 +132,8 @@ def kind_of(typingctx: Any, value: Any) -> Any:
         zero, one, two = (ir.Constant(_intp(context), number) for number in range(3))
         result = cgutils.alloca_once_value(builder, zero)
         with builder.if_then(_has_type(context, builder, args[0], "ndarray")):
-            dtype = _at(builder, args[0], _DTYPE, args[0].type)
-            other = builder.select(_is(context, builder, dtype, "float64"), two, zero)
-            builder.store(builder.select(_is(context, builder, dtype, "float32"), one, other), result)
+            other = builder.select(_is_float(context, builder, args[0], "float64"), two, zero)
+            builder.store(builder.select(_is_float(context, builder, args[0], "float32"), one, other), result)
         return builder.load(result)
 
     return types.intp(value), codegen
@@ -137,8 +146,7 @@ def is_expected(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         result = cgutils.alloca_once_value(builder, cgutils.false_bit)
         with builder.if_then(_has_type(context, builder, args[0], "ndarray")):
-            dtype = _at(builder, args[0], _DTYPE, args[0].type)
-            builder.store(_is(context, builder, dtype, str(value.dtype)), result)
+            builder.store(_is_float(context, builder, args[0], str(value.dtype)), result)
         return builder.load(result)
 
     return types.boolean(value), codegen
