@@ -12,7 +12,7 @@ import pytest
 
 import fastbn
 from fastbn import _engine
-from fastbn.kernels import calls, objects
+from fastbn.kernels import calls, jit, objects
 from tests.data_for_tests import LARGE_SHAPES, SHAPES, channels_last, nan_like, read_only, same_bits, tensor
 
 DTYPES = [np.float32, np.float64]
@@ -271,6 +271,23 @@ def test_layers_check_shapes(rng):
 def test_unknown_headers_are_not_looked_at(rng):
     """What ``objects`` expects of NumPy and Python is so here."""
     assert objects.KNOWN
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("size", [2, objects.RELEASED])
+def test_a_kernel_that_raises(rng, size):
+    """Memory can run out; the lock is taken back before the exception is made."""
+
+    @numba.njit
+    def kernel(x, shape, eps, gamma, beta, out, mean, var, inv_std, streaming):
+        if x.size:
+            raise MemoryError
+
+    values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
+    entries = jit.Entries(jit.with_globals(calls._forward, "raising", values))
+    x = tensor(rng, (size, 1, 20))
+    with pytest.raises(MemoryError):
+        entries[0](x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)), 1, 0)
 
 
 def test_the_interpreters_lock_is_given_away_for_long_work(rng):

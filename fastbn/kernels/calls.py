@@ -19,27 +19,32 @@ import numpy as np
 
 from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
 from fastbn.kernels import channels_first, channels_last, coefficients
+from fastbn.kernels.arguments import (
+    apart,
+    is_like,
+    is_parameter,
+    is_running,
+    is_vector,
+    no_variance_below,
+    same_or_apart,
+    shape_of,
+    shape_of_both,
+    size_of,
+)
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import Entries, inner, with_globals
 from fastbn.kernels.objects import (
-    ALIGNED,
-    CONTIGUOUS,
     KNOWN,
     WRITEABLE,
     acquire,
-    address,
     dim,
-    flags,
     flat,
     index,
-    is_expected,
     is_none,
-    itemsize,
     kind_of,
     ndim,
     number,
     release,
-    stride,
 )
 from fastbn.kernels.rows import PARALLEL
 
@@ -50,111 +55,6 @@ _kernel: Any = None
 _kernel_shape: Any = None  # from (outer, channels, inner) to the shape that the kernel takes
 _narrow = False  # whether it takes short rows
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
-
-
-@inner
-def _shape_of(x: Object, axis: int, itemsize: int) -> Shape3:
-    """(outer, channels, inner) of a dense array as it lies in memory; zeros for what is not taken."""
-    n = ndim(x)
-    if axis < 0:
-        axis += n
-    if n < 2 or not 0 <= axis < n or not flags(x) & ALIGNED:
-        return 0, 0, 0
-    channels = dim(x, axis)
-    outer = inner = 1
-    for i in range(axis):
-        outer *= dim(x, i)
-    for i in range(axis + 1, n):
-        inner *= dim(x, i)
-    if not flags(x) & CONTIGUOUS:  # then only channels last in memory
-        if channels > 1 and stride(x, axis) != itemsize:
-            return 0, 0, 0
-        step = itemsize * channels
-        for i in range(n - 1, -1, -1):
-            if i != axis and dim(x, i) > 1:
-                if stride(x, i) != step:
-                    return 0, 0, 0
-                step *= dim(x, i)
-        outer, inner = outer * inner, 1
-    return (1, 1, outer * inner) if channels == 1 else (outer, channels, inner)
-
-
-@inner
-def _size_of(shape: Shape3) -> int:
-    return shape[0] * shape[1] * shape[2]
-
-
-@inner
-def _is_like(a: Object, x: Object) -> bool:
-    """Whether an array has the shape and dtype of the dense array ``x`` and lies in memory as that does."""
-    if not is_expected(a) or not flags(a) & ALIGNED or ndim(a) != ndim(x):
-        return False
-    strides_matter = not flags(a) & flags(x) & CONTIGUOUS
-    for i in range(ndim(x)):
-        if dim(a, i) != dim(x, i) or (strides_matter and dim(x, i) > 1 and stride(a, i) != stride(x, i)):
-            return False
-    return True
-
-
-@inner
-def _is_vector(a: Object, channels: int, writeable: int) -> bool:
-    """Whether an array holds one value a channel side by side; ``writeable`` is that flag or 0."""
-    needed = CONTIGUOUS | ALIGNED | writeable
-    return is_expected(a) and ndim(a) == 1 and dim(a, 0) == channels and flags(a) & needed == needed
-
-
-@inner
-def _apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
-    """Whether two dense arrays, the second of which may be ``None``, share no memory."""
-    if is_none(b):
-        return True
-    a_end, b_end = address(a) + a_size * itemsize(a), address(b) + b_size * itemsize(b)
-    return a_end <= address(b) or b_end <= address(a)
-
-
-@inner
-def _is_parameter(a: Object, channels: int, out: Object, size: int) -> bool:
-    """Whether it is ``None`` or an array that can be read while ``out`` is written."""
-    return is_none(a) or (_is_vector(a, channels, 0) and _apart(out, size, a, channels))
-
-
-@inner
-def _shape_of_both(x: Object, axis: Object, out: Object) -> Shape3:
-    """The shape of a tensor and of the place of the output; zeros if one of them is not taken."""
-    if not is_expected(x):
-        return 0, 0, 0
-    shape = _shape_of(x, index(axis), itemsize(x))
-    if not (_size_of(shape) and _is_like(out, x) and flags(out) & WRITEABLE):
-        return 0, 0, 0
-    return shape
-
-
-@inner
-def _same_or_apart(a: Object, b: Object, size: int) -> bool:
-    """Whether two tensors that lie in memory alike are one or share nothing."""
-    return address(a) == address(b) or _apart(a, size, b, size)
-
-
-@inner
-def _is_running(a: Object, channels: int, x: Object, out: Object, size: int, gamma: Object, beta: Object) -> bool:
-    """Whether an array can be updated in place, beside the others."""
-    return (
-        _is_vector(a, channels, WRITEABLE)
-        and _apart(a, channels, x, size)
-        and _apart(a, channels, out, size)
-        and _apart(a, channels, gamma, channels)
-        and _apart(a, channels, beta, channels)
-    )
-
-
-@inner
-def _no_variance_below(var: Object, channels: int, least: float) -> bool:
-    """NaN is not compared."""
-    values = flat(var, 0, channels)
-    below = 0
-    for c in range(channels):
-        below += 1 if np.float64(values[c]) < least else 0
-    return below == 0
 
 
 @inner
@@ -184,22 +84,22 @@ def _shape_to_train(
     out: Object,
 ) -> Shape3:
     """The shape of ``x``; zeros if anything is not taken."""
-    shape = _shape_of_both(x, axis, out)
+    shape = shape_of_both(x, axis, out)
     outer, channels, inner = shape
-    size, count = _size_of(shape), outer * inner
-    if not (count > 1 and _apart(out, size, x, size)):
+    size, count = size_of(shape), outer * inner
+    if not (count > 1 and apart(out, size, x, size)):
         return 0, 0, 0
-    if not (_is_parameter(gamma, channels, out, size) and _is_parameter(beta, channels, out, size)):
+    if not (is_parameter(gamma, channels, out, size) and is_parameter(beta, channels, out, size)):
         return 0, 0, 0
     if not (0.0 <= number(momentum) <= 1.0 and 0.0 < number(eps) < np.inf and 0.0 <= number(correction) < np.inf):
         return 0, 0, 0
     if is_none(running_mean) and is_none(running_var):
         return shape
     if (
-        _is_running(running_mean, channels, x, out, size, gamma, beta)
-        and _is_running(running_var, channels, x, out, size, gamma, beta)
-        and _apart(running_mean, channels, running_var, channels)
-        and _no_variance_below(running_var, channels, -number(eps))
+        is_running(running_mean, channels, x, out, size, gamma, beta)
+        and is_running(running_var, channels, x, out, size, gamma, beta)
+        and apart(running_mean, channels, running_var, channels)
+        and no_variance_below(running_var, channels, -number(eps))
         and number(correction) < count
     ):
         return shape
@@ -226,24 +126,30 @@ def _forward(
     Running arrays are only checked.
     """
     shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
-    size, channels = _size_of(shape), shape[1]
+    size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
     options = _kernel_shape(shape, index(tile)), number(eps), index(streaming) == 1
+    failed = False
     state = release(size)
-    _kernel(
-        flat(x, 0, size),
-        options[0],
-        options[1],
-        _parameter(gamma, channels, 1.0),
-        _parameter(beta, channels, 0.0),
-        flat(out, 0, size),
-        flat(statistics, 0, channels),
-        flat(statistics, 2 * channels, channels),
-        flat(statistics, channels, channels),
-        options[2],
-    )
+    try:
+        _kernel(
+            flat(x, 0, size),
+            options[0],
+            options[1],
+            _parameter(gamma, channels, 1.0),
+            _parameter(beta, channels, 0.0),
+            flat(out, 0, size),
+            flat(statistics, 0, channels),
+            flat(statistics, 2 * channels, channels),
+            flat(statistics, channels, channels),
+            options[2],
+        )
+    except Exception:  # all that a kernel can raise
+        failed = True
     acquire(state)
+    if failed:
+        raise MemoryError
     return True
 
 
@@ -260,18 +166,18 @@ def _shape_to_differentiate(
     dbeta: Object,
 ) -> Shape3:
     """The shape of ``x``; zeros if anything is not taken. ``dx`` may be ``dout``."""
-    shape = _shape_of_both(x, axis, dx)
-    size, channels = _size_of(shape), shape[1]
+    shape = shape_of_both(x, axis, dx)
+    size, channels = size_of(shape), shape[1]
     if not (
         size
-        and _is_like(dout, x)
-        and _apart(dx, size, x, size)
-        and _same_or_apart(dx, dout, size)
-        and _is_parameter(gamma, channels, dx, size)
-        and _is_vector(mean, channels, 0)
-        and _is_vector(inv_std, channels, 0)
-        and (is_none(dgamma) or _is_vector(dgamma, channels, WRITEABLE))
-        and (is_none(dbeta) or _is_vector(dbeta, channels, WRITEABLE))
+        and is_like(dout, x)
+        and apart(dx, size, x, size)
+        and same_or_apart(dx, dout, size)
+        and is_parameter(gamma, channels, dx, size)
+        and is_vector(mean, channels, 0)
+        and is_vector(inv_std, channels, 0)
+        and (is_none(dgamma) or is_vector(dgamma, channels, WRITEABLE))
+        and (is_none(dbeta) or is_vector(dbeta, channels, WRITEABLE))
     ):
         return 0, 0, 0
     return shape
@@ -301,25 +207,31 @@ def _backward(
 ) -> bool:
     """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``, ``dx`` may be ``dout``."""
     shape = _shape_to_differentiate(dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta)
-    size, channels = _size_of(shape), shape[1]
+    size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
     options = _kernel_shape(shape, index(tile)), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
+    failed = False
     state = release(size)
-    _kernel(
-        flat(dout, 0, size),
-        flat(x, 0, size),
-        options[0],
-        flat(mean, 0, channels),
-        flat(inv_std, 0, channels),
-        _parameter(gamma, channels, 1.0),
-        sum_dout,
-        sum_dout_xhat,
-        flat(dx, 0, size),
-        options[1],
-    )
+    try:
+        _kernel(
+            flat(dout, 0, size),
+            flat(x, 0, size),
+            options[0],
+            flat(mean, 0, channels),
+            flat(inv_std, 0, channels),
+            _parameter(gamma, channels, 1.0),
+            sum_dout,
+            sum_dout_xhat,
+            flat(dx, 0, size),
+            options[1],
+        )
+    except Exception:  # all that a kernel can raise
+        failed = True
     acquire(state)
+    if failed:
+        raise MemoryError
     _round_to(dbeta, sum_dout)
     _round_to(dgamma, sum_dout_xhat)
     return True
@@ -350,19 +262,19 @@ def _inference(
     streaming: Object,
 ) -> bool:
     """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
-    shape = _shape_of_both(x, axis, out)
-    size, channels = _size_of(shape), shape[1]
+    shape = shape_of_both(x, axis, out)
+    size, channels = size_of(shape), shape[1]
     if not (
         size
         and (shape[2] < NARROW) == _narrow
-        and _same_or_apart(out, x, size)
+        and same_or_apart(out, x, size)
         and 0.0 <= number(eps) < np.inf
-        and _is_parameter(gamma, channels, out, size)
-        and _is_parameter(beta, channels, out, size)
-        and _is_vector(mean, channels, 0)
-        and _is_vector(var, channels, 0)
-        and _apart(out, size, mean, channels)
-        and _apart(out, size, var, channels)
+        and is_parameter(gamma, channels, out, size)
+        and is_parameter(beta, channels, out, size)
+        and is_vector(mean, channels, 0)
+        and is_vector(var, channels, 0)
+        and apart(out, size, mean, channels)
+        and apart(out, size, var, channels)
     ):
         return False
     values = np.empty((3, channels), flat(x, 0, size).dtype)
@@ -379,23 +291,35 @@ def _inference(
     if least < -number(eps):
         return False
     options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    failed = False
     state = release(size)
-    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    try:
+        _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    except Exception:  # all that a kernel can raise
+        failed = True
     acquire(state)
+    if failed:
+        raise MemoryError
     return True
 
 
 def _scale(x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, streaming: Object) -> bool:
     """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
-    shape = _shape_of_both(x, axis, out)
-    size = _size_of(shape)
-    if not size or (shape[2] < NARROW) != _narrow or not _same_or_apart(out, x, size):
+    shape = shape_of_both(x, axis, out)
+    size = size_of(shape)
+    if not size or (shape[2] < NARROW) != _narrow or not same_or_apart(out, x, size):
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
     options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    failed = False
     state = release(size)
-    _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    try:
+        _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
+    except Exception:  # all that a kernel can raise
+        failed = True
     acquire(state)
+    if failed:
+        raise MemoryError
     return True
 
 
@@ -410,7 +334,7 @@ def _update(
 ) -> bool:
     """Update running arrays in place, and add 1 to a counter that is not ``None``. ``x`` is that of the batch."""
     channels = dim(statistics, 1)
-    if not (_is_vector(running_mean, channels, WRITEABLE) and _is_vector(running_var, channels, WRITEABLE)):
+    if not (is_vector(running_mean, channels, WRITEABLE) and is_vector(running_var, channels, WRITEABLE)):
         return False
     size = 1
     for i in range(ndim(x)):
@@ -430,8 +354,8 @@ def _way(x: Any, axis: Object, channels: Object) -> int:
     kind = kind_of(x)
     if not kind:
         return -1
-    shape = _shape_of(x, index(axis), 4 * kind)
-    size = _size_of(shape)
+    shape = shape_of(x, index(axis), 4 * kind)
+    size = size_of(shape)
     if not size or not (is_none(channels) or index(channels) == shape[1]):
         return -1
     return 4 * (kind - 1) + (LARGE if size >= PARALLEL else 0) + (1 if shape[2] < NARROW else 0)

@@ -2,8 +2,8 @@
 
 To unbox an array takes 50 ns, to look at its fields takes one. So a function all of whose arguments are of the type
 ``Given`` can check them itself, and an ordinary call with ten of them costs a tenth of a microsecond instead of one
-for Numba's dispatcher and several for checks in Python. It must hold the interpreter's lock while it looks; ``yielded``
-gives that to other threads for as long as the work on the values takes.
+for Numba's dispatcher and several for checks in Python. It must hold the interpreter's lock while it looks; ``release``
+gives that to other threads for as long as the work on many values takes.
 
 The fields are those that NumPy's and Python's C headers give to every extension module; ``KNOWN`` says whether they are
 where they are expected.
@@ -30,7 +30,7 @@ NOT_AN_INDEX = -(2**63)
 """What ``index`` gives for anything but an ordinary ``int``."""
 
 RELEASED = 1 << 14
-"""Values from which other threads get the lock: to give it away and take it back costs 40 ns, 4 us of work or more."""
+"""Values from which others get the lock: some 4 us of work, where to give it away and take it back costs 40 ns."""
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _HEADER = object.__basicsize__
