@@ -36,8 +36,8 @@ Here, with 32 MB of last-level cache, forward of 32x128x28x28, 26 MB, gained 5% 
 lost 40%.
 """
 
-STREAM_ONCE = 40_000_000
-"""The same where x is read once: 51 MB gained 20% to 45%, 26 MB lost 10% to 30%."""
+STREAM_ONCE = 32_000_000
+"""The same where x is read once: 51 MB gained 20% to 45%, 34 MB 12%, 26 MB lost 10% to 30%."""
 
 TASKS = 32
 """Tasks to aim at where a channel's values are cut."""
@@ -50,6 +50,13 @@ TILE = 512
 
 WIDE_ROW = 64
 """Columns whose coefficients stay in registers from row to row: 47 GB/s on one core where rows of 512 ran at 35."""
+
+WHOLE_ROWS, WHOLE_VALUES = 2048, 1 << 19
+"""The most rows, and fewer values than these, that are cut by columns only, where there are enough of them.
+
+One kernel instead of two, and what it sums comes back from the second-level cache: forward of 450 rows of 288 took 24
+microseconds instead of 63. Larger ones lost, 512 rows of 1024 took 126 instead of 95.
+"""
 
 MIN_ROWS = 128
 """Fewest rows of a segment in ``channels_last``."""
@@ -88,10 +95,12 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     count = outer * inner
     parallel = count * channels >= PARALLEL
     if inner < NARROW:
-        tile = _tile(outer, channels) if inner == 1 and parallel else 1
+        many = channels * inner >= 2 * WIDE_ROW  # chunks of columns enough for threads
+        whole = not parallel or (many and outer <= WHOLE_ROWS and count * channels < WHOLE_VALUES)
+        tile = 1 if whole or inner > 1 else _tile(outer, channels)
         matrix = outer // tile, tile, channels, inner
         shape: tuple[int, ...] = matrix
-        segments = _row_segments(matrix) if parallel else 1
+        segments = 1 if whole else _row_segments(matrix)
         kernels: Any = channels_last
         whole_lines = tile * channels * inner % NARROW == 0  # else a row begins anywhere in a line
     else:

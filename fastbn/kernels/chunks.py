@@ -17,6 +17,16 @@ COLUMNS = 2048  # the most columns of a chunk
 SCRATCH = COLUMNS + BYTES // 4  # room for the coefficients of columns
 ROWS = 4  # the fewest rows that are written together, for one load of the coefficients of their columns
 LINES = 128  # cache lines of each tensor up to which there are more
+RUN = 16384  # values of a task that keeps no sums: enough to repay the spreading of the coefficients
+LARGE = 1 << 22  # values of a tensor from which tasks are four times as large
+
+
+@scalar
+def blocks_of(shape: Matrix) -> int:
+    """Blocks of rows, the tasks where there is one pass only. However rows are cut, the bits are the same."""
+    rows, tile, channels, inner = shape
+    values = rows * tile * channels * inner
+    return max(1, min(rows // ROWS, values // (RUN if values < LARGE else 4 * RUN)))
 
 
 @elementwise
