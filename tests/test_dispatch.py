@@ -24,6 +24,10 @@ from fastbn.kernels.rows import BLOCK, blocks_of
         ((32 * 112 * 112, 64, 1), channels_last, False),
         ((1280, 512, 1), channels_last, False),
         ((128, 512, 1), channels_last, True),
+        ((450, 288, 1), channels_last, True),  # enough chunks of columns
+        ((512, 1024, 1), channels_last, False),  # too many values for that
+        ((2049, 128, 1), channels_last, False),  # too many rows
+        ((1568, 64, 1), channels_last, False),  # too few columns
         ((4, 64, 1), channels_last, True),
         ((64, 10**6, 1), channels_last, True),
         ((32, 3, 224 * 224), channels_first, False),

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
-from fastbn.kernels.chunks import COLUMNS, SCRATCH, blocks_of, gradient_chunk, normalize_chunk
+from fastbn.kernels.chunks import COLUMNS, SCRATCH, gradient_chunk, normalize_chunk, row_blocks_of
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
 from fastbn.kernels.columns import (
     add_segments,
@@ -63,7 +63,7 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
     rows, _, channels, inner = shape
     step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
-    blocks = blocks_of(shape)
+    blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = blocks - 1 - task // chunks
         left = task % chunks * step
@@ -154,7 +154,7 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     rows, _, channels, inner = shape
     step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
-    blocks = blocks_of(shape)
+    blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = blocks - 1 - task // chunks
         left = task % chunks * step

@@ -22,7 +22,7 @@ LARGE = 1 << 22  # values of a tensor from which tasks are four times as large
 
 
 @scalar
-def blocks_of(shape: Matrix) -> int:
+def row_blocks_of(shape: Matrix) -> int:
     """Blocks of rows, the tasks where there is one pass only. However rows are cut, the bits are the same."""
     rows, tile, channels, inner = shape
     values = rows * tile * channels * inner
