@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import fastbn
 from fastbn import cs231n
 from tests.data_for_tests import read_only, same_bits, tensor
+from tests.interrupts import interrupted_before
 from tests.origins import course
 from tests.origins.compare import difference, largest_differences, parameters
 from tests.origins.cs231n import cases
@@ -216,27 +216,10 @@ def test_every_line_of_a_call_can_be_interrupted(rng):
     interrupted, changed = 0, False
     while not changed:
         bn_param = {"mode": "train", "running_mean": np.zeros(4), "running_var": np.ones(4)}
-        before, remaining = dict(bn_param), interrupted
-
-        def trace(frame, event, arg):
-            nonlocal remaining
-            if "fastbn" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
-                return None
-            if event == "line":
-                if remaining == 0:
-                    remaining = -1
-                    raise KeyboardInterrupt
-                remaining -= 1
-            return trace
-
-        previous = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            cs231n.batchnorm_forward(x, np.ones(4), np.zeros(4), bn_param)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(previous)
+        before = dict(bn_param)
+        interrupted_before(
+            interrupted, lambda given=bn_param: cs231n.batchnorm_forward(x, np.ones(4), np.zeros(4), given)
+        )
         changes = [bn_param[name] is not before[name] for name in ("running_mean", "running_var")]
         assert changes in ([False, False], [True, True])
         assert (before["running_mean"] == 0).all()

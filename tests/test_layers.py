@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import pickle
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import fastbn
 from fastbn import _state, functional
 from fastbn.kernels import calls
 from tests.data_for_tests import same_bits, tensor
+from tests.interrupts import interrupted_before
 
 LAYERS = [
     (fastbn.BatchNorm, (4, 3)),
@@ -406,36 +406,11 @@ def test_every_line_of_a_call_can_be_interrupted(rng, make):
     """KeyboardInterrupt before each line of fastbn that a call runs: the layer is as before, or the call is over."""
     layer, x = make(fastbn.BatchNorm1d, 3), tensor(rng, (6, 3))
     layer(x)
-    interrupted = 0
-    while True:
-        before, remaining = state_of(layer), interrupted
-
-        def trace(frame, event, arg):
-            nonlocal remaining
-            if "fastbn" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
-                return None
-            if event == "line":
-                if remaining == 0:
-                    remaining = -1
-                    raise KeyboardInterrupt
-                remaining -= 1
-            return trace
-
-        previous = sys.gettrace()
-        try:
-            sys.settrace(trace)
-            layer(x)
-        except KeyboardInterrupt:
-            sys.settrace(previous)
-            last_line = remaining
-            assert state_of(layer) == before or interrupted_at_return(layer, before)
-            interrupted += 1
-            continue
-        finally:
-            sys.settrace(previous)
-        break
+    interrupted, before = 0, state_of(layer)
+    while interrupted_before(interrupted, lambda: layer(x)):
+        assert state_of(layer) == before or interrupted_at_return(layer, before)
+        interrupted, before = interrupted + 1, state_of(layer)
     assert interrupted > LINES[make]
-    assert last_line == -1
 
 
 def interrupted_at_return(layer, before):

@@ -11,6 +11,7 @@ import pytest
 import fastbn
 from fastbn import _state
 from tests.data_for_tests import same_bits, tensor
+from tests.interrupts import interrupted_before
 
 EXACT = 1e-12
 """Relative to the deviation, and for the variance to itself: float64 against float64, at means up to 1e4 deviations."""
@@ -286,36 +287,20 @@ def test_every_line_can_be_interrupted(rng):
     batches = [tensor(rng, (n, 3)) for n in (4, 5)]
     fastbn.recalibrate(network.layers, batches, network)
     old = [layer.running_mean.copy() for layer in network.layers]
+
+    def recalibrate():
+        fastbn.recalibrate(network.layers, batches, network)
+
     interrupted = 0
     while True:
         for layer, mean in zip(network.layers, old, strict=True):
             layer.running_mean[:] = mean + 1
-        before, remaining = [state_of(layer) for layer in network.layers], interrupted
-
-        def trace(frame, event, arg):
-            nonlocal remaining
-            if not frame.f_code.co_filename.endswith("recalibration.py") or "tests" in frame.f_code.co_filename:
-                return None
-            if event == "line":
-                if remaining == 0:
-                    remaining = -1
-                    raise KeyboardInterrupt
-                remaining -= 1
-            return trace
-
-        previous = sys.gettrace()
-        try:
-            sys.settrace(trace)
-            fastbn.recalibrate(network.layers, batches, network)
-        except KeyboardInterrupt:
-            sys.settrace(previous)
-            assert [state_of(layer) for layer in network.layers] == before
-            assert all("forward" not in vars(layer) for layer in network.layers)
-            interrupted += 1
-            continue
-        finally:
-            sys.settrace(previous)
-        break
+        before = [state_of(layer) for layer in network.layers]
+        if not interrupted_before(interrupted, recalibrate, files="recalibration.py"):
+            break
+        assert [state_of(layer) for layer in network.layers] == before
+        assert all("forward" not in vars(layer) for layer in network.layers)
+        interrupted += 1
     assert interrupted > 50
     np.testing.assert_array_equal(network.first.running_mean, old[0])
 
