@@ -41,21 +41,31 @@ def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta:
     return values
 
 
-def whole(entries: Entries, way: int, arguments: tuple[Any, ...], x: Array, axis: int, streamed: str) -> bool:
+def whole(
+    entries: Entries,
+    cut: Entries,
+    way: int,
+    arguments: tuple[Any, ...],
+    x: Array,
+    axis: int,
+    streamed: str,
+) -> bool:
     """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
 
-    ``arguments`` end in a tile of 1 and no streaming; large tensors have these from the plan, where ``streamed`` is the
-    field that says whether the result is streamed.
+    It is one of ``cut`` where the plan cuts channels into segments. ``arguments`` end in a tile of 1, one segment, no
+    streaming; large tensors have these from the plan, where ``streamed`` is the field for whether the result is
+    streamed.
     """
     if not way & calls.LARGE:
         done: bool = entries[way](*arguments)
         return done
-    how = _route(x, axis)[1]
-    if how is None or not (how.fused or streamed == "stream_out"):
+    how = _route(x, axis if axis >= 0 else axis + x.ndim)[1]
+    if how is None:
         return False
+    table = entries if how.fused else cut
     tile = how.shape[1] if how.kernels is channels_last else 1
-    arguments = *arguments[:-2], tile, int(getattr(how, streamed))
-    return bool(on_threads(entries[way], entries[way - calls.LARGE], *arguments))
+    arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed))
+    return bool(on_threads(table[way], table[way - calls.LARGE], *arguments))
 
 
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:

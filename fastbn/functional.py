@@ -244,8 +244,8 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         dx = np.empty_like(x) if out is None else out
         dgamma = None if gamma is None else gamma.copy()
         dbeta = None if beta_dtype is None else np.empty(mean.shape, beta_dtype)
-        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 0
-        if _engine.whole(calls.BACKWARD, way, arguments, x, axis, "stream_dx"):
+        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 1, 0
+        if _engine.whole(calls.BACKWARD, calls.BACKWARD_CUT, way, arguments, x, axis, "stream_dx"):
             return Gradients(dx, dgamma, dbeta)
     dout = check.tensor_like("dout", dout, x)
     out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma)
@@ -288,9 +288,9 @@ def prepare(
         statistics = np.empty((3, x.shape[axis]))
         # fmt: off
         arguments = (x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics,
-                     1, 0)
+                     1, 1, 0)
         # fmt: on
-        if _engine.whole(calls.FORWARD, way, arguments, x, axis, "stream_training"):
+        if _engine.whole(calls.FORWARD, calls.FORWARD_CUT, way, arguments, x, axis, "stream_training"):
             cache = make_cache(x, gamma, beta, statistics, axis, True)
             tracked = running_mean is not None
             batch = (running_mean, running_var, statistics, x, momentum, correction) if tracked else None
@@ -346,8 +346,9 @@ def evaluate(
         return None
     result = np.empty_like(x) if out is None else out
     statistics = np.empty((2, x.shape[axis]))
-    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 0
-    return (result, statistics) if _engine.whole(calls.INFERENCE, way, arguments, x, axis, "stream_out") else None
+    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 1, 0
+    done = _engine.whole(calls.INFERENCE, calls.INFERENCE, way, arguments, x, axis, "stream_out")
+    return (result, statistics) if done else None
 
 
 def make_cache(

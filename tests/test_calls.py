@@ -283,11 +283,11 @@ def test_a_kernel_that_raises(rng, size):
         if x.size:
             raise MemoryError
 
-    values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
+    values = {"_kernel": kernel, "_kernel_shape": calls._whole, "_narrow": False}
     entries = jit.Entries(jit.with_globals(calls._forward, "raising", values))
     x = tensor(rng, (size, 1, 20))
     with pytest.raises(MemoryError):
-        entries[0](x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)), 1, 0)
+        entries[0](x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)), 1, 1, 0)
 
 
 def test_the_interpreters_lock_is_given_away_for_long_work(rng):

@@ -46,13 +46,14 @@ from fastbn.kernels.objects import (
     number,
     release,
 )
+from fastbn.kernels.phases import phases
 from fastbn.kernels.rows import PARALLEL
 
 LARGE = 2
 """The bit of an entry that runs on threads; the one before it in the table does without."""
 
 _kernel: Any = None
-_kernel_shape: Any = None  # from (outer, channels, inner) to the shape that the kernel takes
+_kernel_shape: Any = None  # from (outer, channels, inner), tile and segments to what the kernel takes for its shape
 _narrow = False  # whether it takes short rows
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
@@ -119,6 +120,7 @@ def _forward(
     out: Object,
     statistics: Float64Array,
     tile: Object,
+    segments: Object,
     streaming: Object,
 ) -> bool:
     """Training: write ``out``, and the rows of ``statistics``, mean, ``inv_std`` and variance.
@@ -129,7 +131,7 @@ def _forward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile)), number(eps), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile), index(segments)), number(eps), index(streaming) == 1
     failed = False
     state = release(size)
     try:
@@ -203,6 +205,7 @@ def _backward(
     dgamma: Object,
     dbeta: Object,
     tile: Object,
+    segments: Object,
     streaming: Object,
 ) -> bool:
     """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``, ``dx`` may be ``dout``."""
@@ -210,7 +213,7 @@ def _backward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
     failed = False
     state = release(size)
@@ -259,6 +262,7 @@ def _inference(
     out: Object,
     statistics: Float64Array,
     tile: Object,
+    segments: Object,
     streaming: Object,
 ) -> bool:
     """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
@@ -290,7 +294,7 @@ def _inference(
     )
     if least < -number(eps):
         return False
-    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
     failed = False
     state = release(size)
     try:
@@ -303,14 +307,16 @@ def _inference(
     return True
 
 
-def _scale(x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, streaming: Object) -> bool:
+def _scale(
+    x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, segments: Object, streaming: Object
+) -> bool:
     """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
     shape = shape_of_both(x, axis, out)
     size = size_of(shape)
     if not size or (shape[2] < NARROW) != _narrow or not same_or_apart(out, x, size):
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
-    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
     failed = False
     state = release(size)
     try:
@@ -362,24 +368,37 @@ def _way(x: Any, axis: Object, channels: Object) -> int:
 
 
 @inner
-def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as below
+def _whole(shape: Shape3, tile: int, segments: int) -> Shape3:  # noqa: ARG001 - as those below
     return shape
 
 
 @inner
-def _matrix(shape: Shape3, tile: int) -> Matrix:
+def _whole_matrix(shape: Shape3, tile: int, segments: int) -> Matrix:  # noqa: ARG001
     return shape[0] // tile, tile, shape[1], shape[2]
 
 
-def _entries(function: Callable[..., bool], kernel: str) -> Entries:
-    """A table of a function with this kernel's twins in both modules."""
-    layouts: Any = (channels_first, _as_it_is, False), (channels_last, _matrix, True)
+@inner
+def _cut(shape: Shape3, tile: int, segments: int) -> tuple[Shape3, int]:  # noqa: ARG001
+    return shape, segments
+
+
+@inner
+def _cut_matrix(shape: Shape3, tile: int, segments: int) -> tuple[Matrix, int]:
+    return (shape[0] // tile, tile, shape[1], shape[2]), segments
+
+
+def _entries(function: Callable[..., bool], kernel: str, *, cut: bool = False) -> Entries:
+    """A table of a function with this kernel's twins in both modules, or with the phases in place of the kernel."""
+    layouts: Any = (
+        (channels_first, _cut if cut else _whole, False),
+        (channels_last, _cut_matrix if cut else _whole_matrix, True),
+    )
     bound = []
     for twin in ("serial", "parallel"):
         for module, kernel_shape, narrow in layouts:
-            name = f"{function.__name__}_{module.__name__.rpartition('.')[2]}_{twin}"
+            name = f"{function.__name__}{'_cut' * cut}_{module.__name__.rpartition('.')[2]}_{twin}"
             values = {
-                "_kernel": getattr(getattr(module, kernel), twin),
+                "_kernel": phases(module, kernel, twin) if cut else getattr(getattr(module, kernel), twin),
                 "_kernel_shape": kernel_shape,
                 "_narrow": narrow,
             }
@@ -388,8 +407,8 @@ def _entries(function: Callable[..., bool], kernel: str) -> Entries:
 
 
 WAY = Entries(_way, dtypes=(np.float32,))
-FORWARD = _entries(_forward, "forward")
-BACKWARD = _entries(_backward, "backward")
+FORWARD, FORWARD_CUT = _entries(_forward, "forward"), _entries(_forward, "forward", cut=True)
+BACKWARD, BACKWARD_CUT = _entries(_backward, "backward"), _entries(_backward, "backward", cut=True)
 INFERENCE = _entries(_inference, "normalize")
 SCALE = _entries(_scale, "normalize")
 UPDATE = Entries(_update)  # by the dtype of the running arrays
