@@ -51,11 +51,11 @@ TILE = 512
 WIDE_ROW = 64
 """Columns whose coefficients stay in registers from row to row: 47 GB/s on one core where rows of 512 ran at 35."""
 
-WHOLE_ROWS, WHOLE_VALUES = 2048, 1 << 19
+WHOLE_ROWS, WHOLE_VALUES = 1024, 1 << 18
 """The most rows, and fewer values than these, that are cut by columns only, where there are enough of them.
 
-One kernel instead of two, and what it sums comes back from the second-level cache: forward of 450 rows of 288 took 24
-microseconds instead of 63. Larger ones lost, 512 rows of 1024 took 126 instead of 95.
+What is summed comes back from the second-level cache, and threads are started once: 196 rows of 1024 ran 1.3 times as
+fast. Larger ones lost, 784 rows of 512 took 1.5 times as long.
 """
 
 MIN_ROWS = 128
