@@ -739,4 +739,4 @@ def test_strides_that_cannot_be_told_apart_cheaply():
     raw = np.zeros(192163377, np.int8)
     a = np.lib.stride_tricks.as_strided(raw, (1049, 1049, 1049), (36674, 61119, 85569))
     b = np.lib.stride_tricks.as_strided(raw[64023025:], (1049, 1049, 1), (12223, 12224, 1))
-    assert _validation._share_memory(a, b)
+    assert _validation.arrays._share_memory(a, b)
