@@ -45,12 +45,12 @@ def whole(entries: Entries, way: int, arguments: tuple[Any, ...], x: Array, axis
     """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
 
     ``arguments`` end in a tile of 1 and no streaming; large tensors have these from the plan, where ``streamed`` is the
-    field that says whether the result is streamed.
+    field that says whether the result is streamed. ``axis`` may be negative.
     """
     if not way & calls.LARGE:
         done: bool = entries[way](*arguments)
         return done
-    how = _route(x, axis)[1]
+    how = _route(x, axis % x.ndim)[1]
     if how is None or not (how.fused or streamed == "stream_out"):
         return False
     tile = how.shape[1] if how.kernels is channels_last else 1
