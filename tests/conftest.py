@@ -3,8 +3,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
+from hypothesis import settings
 
 JIT = not numba.config.DISABLE_JIT
+
+# The same examples in every run; --hypothesis-profile=thorough looks for new ones.
+settings.register_profile("ci", max_examples=150, derandomize=True, database=None, deadline=None)
+settings.register_profile("interpreted", settings.get_profile("ci"), max_examples=5)
+settings.register_profile("thorough", max_examples=10_000, deadline=None)
+settings.load_profile("ci" if JIT else "interpreted")
 
 
 def pytest_configure(config):
