@@ -9,7 +9,7 @@ JIT = not numba.config.DISABLE_JIT
 
 # The same examples in every run; --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("ci", max_examples=150, derandomize=True, database=None, deadline=None)
-settings.register_profile("interpreted", settings.get_profile("ci"), max_examples=5)
+settings.register_profile("interpreted", settings.get_profile("ci"), max_examples=30)
 settings.register_profile("thorough", max_examples=10_000, deadline=None)
 settings.load_profile("ci" if JIT else "interpreted")
 

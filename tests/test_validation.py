@@ -183,6 +183,8 @@ def row_big_endian(rng):
     for name in running:
         with pytest.raises(TypeError, match=f"{name}: expected native byte order, got >f8"):
             fastbn.forward(x, **{**running, name: np.ones(C, ">f8")})
+    signaling = np.frombuffer(b"\x7f\x80\0\1" * 3, ">f4")  # a NaN that is converted with a warning
+    assert np.isnan(fastbn.inference(x, signaling, np.ones(C, np.float32))).all()
     gamma = np.arange(3.0)
     assert same_bits(fastbn.forward(x, gamma.astype(">f8")).out, fastbn.forward(x, gamma).out)
 

@@ -33,7 +33,10 @@ def _array(name: str, value: Any) -> Array:
         except Exception as error:  # other libraries' objects raise what they like
             raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
     require_float(name, array.dtype)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.isnative:
+        return array
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        return array.astype(array.dtype.newbyteorder("="))
 
 
 def _writable(name: str, value: Any) -> Array:
