@@ -398,6 +398,10 @@ def row_neg_running_var(rng):
     )
     with pytest.raises(ValueError, match="running_var: expected no value below"):
         fastbn.FrozenBatchNorm(np.zeros(C), bad)
+    hidden = np.array([-1.0, 0.0, 1.0], np.float32)
+    hidden.view(np.uint32)[1] = 0x7F800001  # a signaling NaN
+    with pytest.raises(ValueError, match=r"running_var: expected no value below -eps = -1e-05, got -1\.0"):
+        fastbn.FrozenBatchNorm(np.zeros(C), hidden)
     with pytest.raises(ValueError, match="running_var: expected no value below"):  # by less than a float32 can tell
         fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.full(C, -np.float32(1e-3)), eps=1e-3)
     fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.array([1.0, -1e-6, 1.0]))
