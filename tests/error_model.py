@@ -70,6 +70,12 @@ class Exact:
         self.lost = self.u * np.abs(self.mean) * self.inv_std
         """What the rounding of the mean to the dtype of ``x`` adds to the terms."""
 
+    @property
+    def merged_var(self):
+        """The variance and its error where it was merged from parts, whose means were rounded."""
+        reach = np.abs(self.x - self.mean).max(1, keepdims=True)
+        return self.var, self.var_error + 2 * reach * self.mean_error
+
     def out(self, gamma, beta):
         """``out`` and its error."""
         gamma, beta = column(gamma, len(self.x), 1.0), column(beta, len(self.x), 0.0)

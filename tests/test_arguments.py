@@ -62,7 +62,7 @@ class View:
             strides = list(np.empty(shape, np.uint8, order="F").strides)
         elif self.layout == "stepped":
             strides = [2 * step for step in strides]
-        elif self.layout == "broadcast":
+        elif self.layout == "broadcast" and shape:
             strides[0] = 0
         elif self.layout == "reversed" and shape:
             base += max(shape[-1] - 1, 0) * size
