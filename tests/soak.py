@@ -30,7 +30,7 @@ from tests.data_for_tests import same_bits
 SHAPES = [(2, 5), (64, 7), (1, 16), (3, 4, 9), (2, 3, 4, 17), (5, 2, 3, 2, 2), (4, 33, 1), (0, 3), (2, 0, 3)]
 LARGE = [(40, 20, 14, 14), (1500, 65), (3, 2, 150, 131), (700, 100)]
 MEMORY = 24 << 20
-"""Bytes by which resident memory may grow after the warm-up: what malloc keeps at hand, 24 bytes a call of a million."""
+"""Bytes by which resident memory may grow after the warm-up: what malloc keeps at hand; 24 bytes a call at most."""
 
 
 def refused(function, *args, **kwargs):
