@@ -16,14 +16,17 @@ settings.load_profile("ci" if JIT else "interpreted")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: tensors that are too large for interpreted kernels (NUMBA_DISABLE_JIT)")
+    config.addinivalue_line(
+        "markers", "huge: takes minutes, or memory that few machines have; runs where asked for, by -m"
+    )
 
 
-def pytest_collection_modifyitems(items):
-    if JIT:
-        return
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker("large"):
+        if not JIT and item.get_closest_marker("large"):
             item.add_marker(pytest.mark.skip(reason="needs compiled kernels"))
+        if item.get_closest_marker("huge") and "huge" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; pytest -m huge"))
 
 
 @pytest.fixture(autouse=True)
