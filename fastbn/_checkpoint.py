@@ -10,6 +10,8 @@ import contextlib
 import json
 import math
 import os
+import stat
+import struct
 import uuid
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ _CONFIG_BYTES = 4096
 _AFFINE = {"weight": "gamma", "bias": "beta"}
 _TRACKED = ("running_mean", "running_var", "num_batches_tracked")
 _HEADER_BYTES = 1024
+_DIRECTORY_BYTES = 4096
+_LOCATOR, _END = struct.Struct("<4s16x"), struct.Struct("<4s8xL6x")
+"""Signatures, and the size of the directory, in the last two records of an archive without a comment."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -54,11 +59,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
     Memory is bounded by the size of the file: what a header declares is compared with what the file holds before it is
     read.
     """
-    with Path(path).open("rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
         try:
             return _read(file)
         except Exception as error:  # damaged files make zipfile and NumPy raise many kinds
             raise ValueError(f"path: expected a file written by save, got {os.fspath(path)!r} ({error})") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; if it is a pipe, do not wait for somebody who writes."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def require_arrays(state: Mapping[str, Array], options: Mapping[str, Any]) -> None:
@@ -78,16 +88,34 @@ def require_arrays(state: Mapping[str, Array], options: Mapping[str, Any]) -> No
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a regular file")
+    _require_short_directory(file, found.st_size)
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or not {_CONFIG} <= members.keys() <= {_CONFIG, *_AFFINE, *_TRACKED}:
             raise ValueError(f"unexpected entries {archive.namelist()[:10]}")
+        if sum(info.file_size for info in members.values()) > found.st_size:
+            raise ValueError("entries larger than the file")  # zipfile asks for their memory first
         if members[_CONFIG].file_size > _CONFIG_BYTES + _HEADER_BYTES:
             raise ValueError("configuration too long")
         config = json.loads(_member(archive, members.pop(_CONFIG)).tobytes())
         if not isinstance(config, dict):
             raise ValueError("configuration is not an object")
         return config, {name: _member(archive, info) for name, info in members.items()}
+
+
+def _require_short_directory(file: IO[bytes], size: int) -> None:
+    """``ValueError`` for an archive of many names: ``zipfile`` makes an object of each before it can be asked.
+
+    A directory may also be found through a locator, which ``write`` needs for files of 2 GiB and more.
+    """
+    file.seek(-_LOCATOR.size - _END.size, os.SEEK_END)
+    locator = _LOCATOR.unpack(file.read(_LOCATOR.size))
+    end = _END.unpack(file.read(_END.size))
+    if end[0] != b"PK\5\6" or end[1] > _DIRECTORY_BYTES or (locator[0] == b"PK\6\7" and size < 2**31):
+        raise ValueError("not the end of an archive of few entries")
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:

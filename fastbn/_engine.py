@@ -33,6 +33,12 @@ def inv_std_of(var: Float64Array, eps: float) -> Float64Array:
     return inv_std
 
 
+def float64(values: Array) -> Float64Array:
+    """A copy in float64, without NumPy's warning of a signaling NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.array(values, dtype=np.float64)
+
+
 def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta: Array | None) -> Array:
     """The (3, C) coefficients of ``scale``."""
     mean, inv_std, gamma, beta = _alike(mean, inv_std, gamma, beta)
@@ -54,12 +60,12 @@ def whole(
 
     It is one of ``cut`` where the plan cuts channels into segments. ``arguments`` end in a tile of 1, one segment, no
     streaming; large tensors have these from the plan, where ``streamed`` is the field for whether the result is
-    streamed.
+    streamed. ``axis`` may be negative.
     """
     if not way & calls.LARGE:
         done: bool = entries[way](*arguments)
         return done
-    how = _route(x, axis if axis >= 0 else axis + x.ndim)[1]
+    how = _route(x, axis % x.ndim)[1]
     if how is None:
         return False
     table = entries if how.fused else cut
@@ -251,19 +257,14 @@ def _alike(a: Array, b: Array, gamma: Array | None, beta: Array | None) -> tuple
     arrays = a, b, gamma, beta
     if all([array.dtype is dtype and array.flags.carray for array in arrays]):  # noqa: C419 - a generator takes longer
         return arrays
-    return (
-        np.array(a, np.float64),
-        np.array(b, np.float64),
-        np.array(gamma, np.float64),
-        np.array(beta, np.float64),
-    )
+    return float64(a), float64(b), float64(gamma), float64(beta)
 
 
 def _float64(parameter: Array | None, channels: int, default: float) -> Float64Array:
     """What is given per channel for a kernel; a copy, as kernels take neither strides nor read-only arrays."""
     if parameter is None:
         return _constant(channels, np.dtype(np.float64), default)
-    return np.array(parameter, dtype=np.float64)
+    return float64(parameter)
 
 
 def _constant(channels: int, dtype: Any, value: float) -> Array:

@@ -66,7 +66,7 @@ class FrozenBatchNorm:
         self.num_features = channels
         ones, zeros = np.ones(channels), np.zeros(channels)
         self.mean = _read_only(mean)
-        self.inv_std = _read_only(_engine.inv_std_of(var.astype(np.float64), eps))
+        self.inv_std = _read_only(_engine.inv_std_of(_engine.float64(var), eps))
         self.gamma = _read_only(ones if gamma is None else gamma)
         self.beta = _read_only(zeros if beta is None else beta)
         parameters = self.mean, self.inv_std, self.gamma, self.beta
@@ -99,6 +99,6 @@ class FrozenBatchNorm:
 
 
 def _read_only(array: Array) -> Float64Array:
-    copy = array.astype(np.float64)
+    copy = _engine.float64(array)
     copy.flags.writeable = False
     return copy

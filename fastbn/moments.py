@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastbn import _engine
@@ -28,8 +27,8 @@ class Moments:
 
     def __post_init__(self) -> None:
         """Validate what other processes sent."""
-        mean = check.vector("mean", self.mean).astype(np.float64)
-        var = check.parameter("var", self.var, mean.size).astype(np.float64)
+        mean = _engine.float64(check.vector("mean", self.mean))
+        var = _engine.float64(check.parameter("var", self.var, mean.size))
         check.variance("var", var, 0.0)
         for name, value in (("count", check.size("count", self.count)), ("mean", mean), ("var", var)):
             object.__setattr__(self, name, value)
@@ -169,7 +168,7 @@ def backward_sums(
     dout = check.tensor_like("dout", dout, x)
     mean = check.parameter("mean", mean, x.shape[axis])
     inv_std = check.parameter("inv_std", inv_std, x.shape[axis])
-    return _engine.backward_sums(dout, x, axis, mean.astype(np.float64), inv_std.astype(np.float64))
+    return _engine.backward_sums(dout, x, axis, _engine.float64(mean), _engine.float64(inv_std))
 
 
 def backward_input(
@@ -223,5 +222,5 @@ def backward_input(
     statistics = {"mean": mean, "inv_std": inv_std, "sum_dout": sum_dout, "sum_dout_xhat": sum_dout_xhat}
     arrays = {name: check.parameter(name, value, channels) for name, value in statistics.items()}
     out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma, **arrays)
-    mean64, inv_std64, *sums = (array.astype(np.float64) for array in arrays.values())
+    mean64, inv_std64, *sums = map(_engine.float64, arrays.values())
     return _engine.backward_input(dout, x, axis, mean64, inv_std64, gamma, _engine.Sums(*sums), count, out)

@@ -3,20 +3,30 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
+from hypothesis import settings
 
 JIT = not numba.config.DISABLE_JIT
+
+# The same examples in every run; --hypothesis-profile=thorough looks for new ones.
+settings.register_profile("ci", max_examples=150, derandomize=True, database=None, deadline=None)
+settings.register_profile("interpreted", settings.get_profile("ci"), max_examples=30)
+settings.register_profile("thorough", max_examples=10_000, deadline=None)
+settings.load_profile("ci" if JIT else "interpreted")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: tensors that are too large for interpreted kernels (NUMBA_DISABLE_JIT)")
+    config.addinivalue_line(
+        "markers", "huge: takes minutes, or memory that few machines have; runs where asked for, by -m"
+    )
 
 
-def pytest_collection_modifyitems(items):
-    if JIT:
-        return
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker("large"):
+        if not JIT and item.get_closest_marker("large"):
             item.add_marker(pytest.mark.skip(reason="needs compiled kernels"))
+        if item.get_closest_marker("huge") and "huge" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; pytest -m huge"))
 
 
 @pytest.fixture(autouse=True)

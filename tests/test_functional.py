@@ -443,3 +443,22 @@ def test_peak_memory(small, large, view):
     tensor_bytes, extra_kb = map(int, run.stdout.split())
     assert tensor_bytes > 97e6
     assert extra_kb < 2 * 1024
+
+
+def test_a_cache_is_an_object(rng):
+    """Though a tuple inside: compared by identity, and printed without its tensors."""
+    x = tensor(rng, (4, 3))
+    cache, other = fastbn.forward(x).cache, fastbn.forward(x).cache
+    assert cache == cache
+    assert cache != other
+    assert not cache == other  # noqa: SIM201 - as above
+    assert not cache != cache  # noqa: SIM202 - as above
+    assert len({cache, other, cache}) == 2
+    assert repr(cache).startswith("<fastbn.functional.Cache object at")
+
+
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+def test_inference_needs_statistics(rng, missing):
+    statistics = {"running_mean": np.zeros(3), "running_var": np.ones(3), missing: None}
+    with pytest.raises(TypeError, match=f"^{missing}: expected dtype float32 or float64, got object"):
+        fastbn.inference(tensor(rng, (4, 3)), **statistics)

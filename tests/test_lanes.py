@@ -182,3 +182,31 @@ def test_an_address_is_of_contiguous_memory(rng):
     if not numba.config.DISABLE_JIT:
         with pytest.raises(numba.TypingError):
             load_and_store(np.ones(2 * ROOM)[::2], np.ones(ROOM), 0, 1)
+
+
+@pytest.mark.skipif(not numba.config.DISABLE_JIT, reason="compiled, an index is not checked")
+@pytest.mark.parametrize(
+    "touch",
+    [
+        load,
+        load_wide,
+        load_doubles,
+        load_wide_doubles,
+        read,
+        lambda x, i: load_first(x, i, 1),
+        lambda x, i: load_first_doubles(x, i, 1, 0.0),
+        lambda x, i: store(x, i, np.ones(16, np.float32)),
+        lambda x, i: store_first(x, i, 1, np.ones(16, np.float32)),
+        lambda x, i: store_first_doubles(x, i, 1, np.ones(8)),
+        lambda x, i: write(x, i, 1.0),
+    ],
+)
+def test_interpreted_indices_are_checked(touch):
+    """So that the tests without compilation find what goes beyond an array, to either side."""
+    x = np.zeros(200, np.float32)
+    touch(x, 0)
+    x[:] = 0
+    for i in (-1, 200):
+        with pytest.raises(IndexError, match=rf"values from {i} on, of 200"):
+            touch(x, i)
+    assert not x.any()

@@ -81,3 +81,12 @@ def test_nothing_is_compiled_after_warmup():
     misses, hits = map(int, calls.stdout.split())
     assert misses == 0
     assert hits == 107 if (os.cpu_count() or 1) > 1 else hits == 67
+
+
+@pytest.mark.skipif(not numba.config.DISABLE_JIT, reason="the test above runs it compiled")
+def test_warmup_without_compilation(capsys):
+    """Its arguments fit: every kernel takes them."""
+    command.main(["warmup"])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("115 kernels in ")
+    assert "115/115 channels_last.backward" in shown.err

@@ -5,6 +5,7 @@ import pytest
 
 from fastbn import reference
 from fastbn._state import assign_together, update
+from fastbn.kernels import calls
 from tests.data_for_tests import same_bits
 
 
@@ -34,6 +35,15 @@ def test_update_rule(rng, dtype, channels):
         update_of(*general, batch, counter=counter)
         assert same_bits(np.stack(general), running)
     assert counter == 3
+
+
+def test_what_a_compiled_call_has_done_is_not_done_again(monkeypatch):
+    taken = []
+    monkeypatch.setattr(calls, "UPDATE", [lambda *arguments: taken.append(arguments) or True])
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    update_of(mean, var, np.ones((2, 3)))
+    assert len(taken) == 1
+    assert same_bits(np.stack([mean, var]), np.float32([[0] * 3, [1] * 3]))
 
 
 def test_update_of_two_dtypes(rng):

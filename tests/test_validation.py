@@ -183,6 +183,8 @@ def row_big_endian(rng):
     for name in running:
         with pytest.raises(TypeError, match=f"{name}: expected native byte order, got >f8"):
             fastbn.forward(x, **{**running, name: np.ones(C, ">f8")})
+    signaling = np.frombuffer(b"\x7f\x80\0\1" * 3, ">f4")  # a NaN that is converted with a warning
+    assert np.isnan(fastbn.inference(x, signaling, np.ones(C, np.float32))).all()
     gamma = np.arange(3.0)
     assert same_bits(fastbn.forward(x, gamma.astype(">f8")).out, fastbn.forward(x, gamma).out)
 
@@ -396,6 +398,10 @@ def row_neg_running_var(rng):
     )
     with pytest.raises(ValueError, match="running_var: expected no value below"):
         fastbn.FrozenBatchNorm(np.zeros(C), bad)
+    hidden = np.array([-1.0, 0.0, 1.0], np.float32)
+    hidden.view(np.uint32)[1] = 0x7F800001  # a signaling NaN
+    with pytest.raises(ValueError, match=r"running_var: expected no value below -eps = -1e-05, got -1\.0"):
+        fastbn.FrozenBatchNorm(np.zeros(C), hidden)
     with pytest.raises(ValueError, match="running_var: expected no value below"):  # by less than a float32 can tell
         fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.full(C, -np.float32(1e-3)), eps=1e-3)
     fastbn.inference(tensor(rng, SHAPE), np.zeros(C), np.array([1.0, -1e-6, 1.0]))
@@ -739,4 +745,4 @@ def test_strides_that_cannot_be_told_apart_cheaply():
     raw = np.zeros(192163377, np.int8)
     a = np.lib.stride_tricks.as_strided(raw, (1049, 1049, 1049), (36674, 61119, 85569))
     b = np.lib.stride_tricks.as_strided(raw[64023025:], (1049, 1049, 1), (12223, 12224, 1))
-    assert _validation._share_memory(a, b)
+    assert _validation.arrays._share_memory(a, b)

@@ -36,6 +36,14 @@ EXACT_OUTPUT = 6e-7
 CENTRAL_DIFFERENCE = 1e-8
 """Relative, in float64 with a step of 1e-5: truncation 1e-10, cancellation 1e-11."""
 
+ELEMENT = 4
+"""``eps`` of the tensor's dtype, for an element of ``out`` or ``dx``: at most eight roundings of half an ``eps``, each
+relative to the largest term (``error_model``)."""
+
+SUMS = 4
+"""``eps`` of float64 times ``4 + sqrt(m)``, for a sum of ``m`` values, relative to the sum of the magnitudes: roundings
+of one sign in a row are as likely as the steps of a random walk. Both sides are summed, each in its own order."""
+
 _QUANTITIES = ("training output", "running statistics after ten steps", "inference output", "gradients")
 ORIGINS = {
     np.float32: dict.fromkeys(_QUANTITIES, 2e-6),
