@@ -9,6 +9,7 @@ JIT = not numba.config.DISABLE_JIT
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: tensors that are too large for interpreted kernels (NUMBA_DISABLE_JIT)")
+    config.addinivalue_line("markers", "matrix: many processes, in a step of its own: pytest -m matrix")
 
 
 def pytest_collection_modifyitems(items):
