@@ -77,3 +77,10 @@ def test_cell(layer, digests, way):
     code, out, errors = run(["-W", "error", "-m", "tests.cells", way, *digests], NUMBA_THREADING_LAYER=layer)
     assert code == 0, out + errors
     assert out.split()[-1] == layer
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_any_number_of_threads(digests, count):
+    code, out, errors = run(["-m", "tests.cells"], NUMBA_NUM_THREADS=str(count))
+    assert code == 0, errors
+    assert out.split() == digests
