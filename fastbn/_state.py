@@ -33,7 +33,6 @@ def update(
     momentum: float,
     correction: float,
     counter: Array | None = None,
-    *,
     cumulative: bool = False,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, and a step of the counter; all or nothing.

@@ -190,7 +190,7 @@ class BatchNorm:
         with locks.state:
             self._cache = cache
             if update is not None:  # last: what comes after it could be interrupted
-                _state.update(*update, self._num_batches_tracked, cumulative=cumulative)
+                _state.update(*update, self._num_batches_tracked, cumulative)
         return result
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
