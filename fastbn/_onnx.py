@@ -150,7 +150,7 @@ def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "
         attributes["training_mode"] = 1
         outputs += [f"{name}.running_mean", f"{name}.running_var"]
     names = [f"{name}.{suffix}" for suffix in _INPUTS]
-    state = bn._state()
+    state = bn.state_dict()
     ones, zeros = np.ones(bn.num_features, bn.dtype), np.zeros(bn.num_features, bn.dtype)
     parameters = state.get("weight", ones), state.get("bias", zeros), state["running_mean"], state["running_var"]
     dtype = np.result_type(*parameters)

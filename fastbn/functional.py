@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from fastbn import _engine, _state
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels import calls
+from fastbn.kernels import calls, locks
 
 
 class Cache(NamedTuple):
@@ -140,7 +140,8 @@ def forward(
         x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, correction, out, None
     )
     if update is not None:
-        _state.update(*update, None)
+        with locks.state:
+            _state.update(*update)
     return result
 
 
@@ -322,7 +323,8 @@ def prepare(
     others = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     out = check.out_like("out", out, x, x=x, **others)
 
-    result, statistics = _engine.forward(x, axis, eps, gamma, beta, out)
+    scale, shift = _state.snapshot(gamma, beta)
+    result, statistics = _engine.forward(x, axis, eps, scale, shift, out)
     forwarded = ForwardResult(result, make_cache(x, gamma, beta, statistics, axis, True))
     if not tracked or not x.size:
         return forwarded, None
@@ -374,6 +376,7 @@ def frozen(
     var = check.parameter("running_var", running_var, channels)
     if out is not None:
         out = check.out_like("out", out, x, may_be=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result, statistics, least = _engine.inference(x, axis, mean, var, gamma, beta, eps, out)
+    mean, var, scale, shift = _state.snapshot(mean, var, gamma, beta)
+    result, statistics, least = _engine.inference(x, axis, mean, var, scale, shift, eps, out)
     check.least_variance("running_var", least, eps)
     return result, make_cache(x, gamma, beta, statistics, axis, False)

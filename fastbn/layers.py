@@ -13,6 +13,7 @@ from fastbn import _checkpoint, _state, functional
 from fastbn import _validation as check
 from fastbn._typing import Array
 from fastbn.frozen import FrozenBatchNorm
+from fastbn.kernels import locks
 from fastbn.moments import moments
 
 Layer = TypeVar("Layer", bound="BatchNorm")
@@ -183,12 +184,13 @@ class BatchNorm:
             eps = check.eps(self.eps, zero=True)
             result, self._cache = functional.frozen(x, *arrays, eps=eps, axis=axis, out=out)
             return result
-        counter = self._num_batches_tracked
-        momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
-        options = True, momentum, self.eps, axis, self.correction, out, channels
-        (result, self._cache), update = functional.prepare(x, *arrays, *options)
-        if update is not None:
-            _state.update(*update, counter)  # last: what comes after it could be interrupted
+        cumulative = self.momentum is None
+        options = True, 1.0 if cumulative else self.momentum, self.eps, axis, self.correction, out, channels
+        (result, cache), update = functional.prepare(x, *arrays, *options)
+        with locks.state:
+            self._cache = cache
+            if update is not None:  # last: what comes after it could be interrupted
+                _state.update(*update, self._num_batches_tracked, cumulative)
         return result
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
@@ -243,7 +245,8 @@ class BatchNorm:
         ``weight`` and ``bias`` as ``affine`` has it; ``running_mean``, ``running_var`` and ``num_batches_tracked``
         (int64, no dimensions) where ``track_running_stats``.
         """
-        return {name: array.copy() for name, array in self._state().items()}
+        with locks.state:
+            return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and running statistics from what ``state_dict``, or PyTorch's, gave. All or nothing.
@@ -277,7 +280,7 @@ class BatchNorm:
         names = ("num_features", "axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
         options = {name: getattr(self, name) for name in names}
         config = {"format": 1, "class": type(self).__name__, "options": {**options, "dtype": self.dtype.name}}
-        state = self._state()
+        state = self.state_dict()
         for name, array in state.items():
             if name != "num_batches_tracked":
                 check.castable(name, array.dtype, self.dtype)
@@ -310,9 +313,9 @@ class BatchNorm:
         """
         if self.running_mean is None or self.running_var is None:
             raise ValueError("freeze: expected a layer with running statistics, got track_running_stats=False")
-        return FrozenBatchNorm(
-            self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=self.axis, ndims=self.ndims
-        )
+        with locks.state:
+            arrays = self.running_mean, self.running_var, self.gamma, self.beta
+            return FrozenBatchNorm(*arrays, eps=self.eps, axis=self.axis, ndims=self.ndims)
 
 
 class BatchNorm1d(BatchNorm):

@@ -19,6 +19,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "huge: takes minutes, or memory that few machines have; runs where asked for, by -m"
     )
+    config.addinivalue_line("markers", "matrix: many processes, in a step of its own: pytest -m matrix")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 
 
 def interrupted_before(line, call, *, files="fastbn"):
-    """Call with a ``KeyboardInterrupt`` before line number ``line`` that it runs in these files; whether it came."""
+    """Call with a ``KeyboardInterrupt`` before line number ``line`` that it runs in these files; whether it came.
+
+    The end of a ``with`` statement, which counts as one more line, is left out: Python runs no handlers there.
+    """
     remaining = line
+    previous_lines = {}
 
     def trace(frame, event, arg):
         nonlocal remaining
         if files not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
             return None
-        if event == "line":
+        came_from = previous_lines.get(frame, 0)
+        previous_lines[frame] = frame.f_lineno
+        ends_with = frame.f_lineno < came_from and _is_with(frame)
+        if event == "line" and not ends_with:
             if remaining == 0:
                 remaining = -1
                 raise KeyboardInterrupt
@@ -30,3 +38,7 @@ def interrupted_before(line, call, *, files="fastbn"):
     finally:
         sys.settrace(previous)
     return False
+
+
+def _is_with(frame):
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")

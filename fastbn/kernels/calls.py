@@ -132,6 +132,7 @@ def _forward(
     if not size or (shape[2] < NARROW) != _narrow:
         return False
     options = _kernel_shape(shape, index(tile), index(segments)), number(eps), index(streaming) == 1
+    parameters = _parameter(gamma, channels, 1.0), _parameter(beta, channels, 0.0)  # before others may change them
     failed = False
     state = release(size)
     try:
@@ -139,8 +140,8 @@ def _forward(
             flat(x, 0, size),
             options[0],
             options[1],
-            _parameter(gamma, channels, 1.0),
-            _parameter(beta, channels, 0.0),
+            parameters[0],
+            parameters[1],
             flat(out, 0, size),
             flat(statistics, 0, channels),
             flat(statistics, 2 * channels, channels),
@@ -215,6 +216,7 @@ def _backward(
         return False
     options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
+    scale = _parameter(gamma, channels, 1.0)
     failed = False
     state = release(size)
     try:
@@ -224,7 +226,7 @@ def _backward(
             options[0],
             flat(mean, 0, channels),
             flat(inv_std, 0, channels),
-            _parameter(gamma, channels, 1.0),
+            scale,
             sum_dout,
             sum_dout_xhat,
             flat(dx, 0, size),

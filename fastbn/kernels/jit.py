@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numba
 import numba.np.ufunc.parallel
 import numpy as np
 
-from fastbn.kernels import cache
+from fastbn.kernels import cache, locks
 from fastbn.kernels.objects import Given
 
 P = ParamSpec("P")
@@ -55,7 +54,7 @@ class _Threads:
 
     def __init__(self) -> None:
         self.pool_lost = False
-        self.lock: threading.RLock | None = threading.RLock()  # a signal handler may come back to it
+        self.one_at_a_time = True
 
     def usable(self) -> bool:
         """False where a parallel launch would be pointless (one thread), could kill a forked child, or cannot be."""
@@ -70,20 +69,17 @@ class _Threads:
 
     def launch(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a parallel twin; one at a time while the threading layer is ``workqueue``, or not yet known."""
-        lock = self.lock
-        if lock is None:
+        if not self.one_at_a_time:
             return function(*args, **kwargs)
-        with lock:
+        with locks.launch:
             result = function(*args, **kwargs)
             # workqueue aborts the process when two Python threads launch at once; tbb and omp do not.
-            if numba.threading_layer() != "workqueue":
-                self.lock = None
+            self.one_at_a_time = numba.threading_layer() == "workqueue"
             return result
 
     def after_fork_in_child(self) -> None:
         """GNU OpenMP kills a forked child at its first parallel launch, so a child of a started pool stays serial."""
         self.pool_lost = self.pool_lost or bool(numba.np.ufunc.parallel._is_initialized)
-        self.lock = threading.RLock()
 
 
 _threads = _Threads()
