@@ -59,6 +59,20 @@ _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weight
 
 
 @inner
+def _run(kernel: Any, arguments: Any, size: int) -> None:
+    """Run a kernel, without the interpreter's lock if that pays for so many values."""
+    failed = False
+    state = release(size)
+    try:
+        kernel(*arguments)
+    except Exception:  # all that a kernel can raise
+        failed = True
+    acquire(state)
+    if failed:
+        raise MemoryError
+
+
+@inner
 def _parameter(a: Object, channels: int, default: float) -> Float64Array:
     """``a`` as float64, or the default where it is ``None``."""
     values = np.empty(channels)
@@ -133,26 +147,19 @@ def _forward(
         return False
     options = _kernel_shape(shape, index(tile), index(segments)), number(eps), index(streaming) == 1
     parameters = _parameter(gamma, channels, 1.0), _parameter(beta, channels, 0.0)  # before others may change them
-    failed = False
-    state = release(size)
-    try:
-        _kernel(
-            flat(x, 0, size),
-            options[0],
-            options[1],
-            parameters[0],
-            parameters[1],
-            flat(out, 0, size),
-            flat(statistics, 0, channels),
-            flat(statistics, 2 * channels, channels),
-            flat(statistics, channels, channels),
-            options[2],
-        )
-    except Exception:  # all that a kernel can raise
-        failed = True
-    acquire(state)
-    if failed:
-        raise MemoryError
+    arguments = (
+        flat(x, 0, size),
+        options[0],
+        options[1],
+        parameters[0],
+        parameters[1],
+        flat(out, 0, size),
+        flat(statistics, 0, channels),
+        flat(statistics, 2 * channels, channels),
+        flat(statistics, channels, channels),
+        options[2],
+    )
+    _run(_kernel, arguments, size)
     return True
 
 
@@ -217,26 +224,19 @@ def _backward(
     options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
     scale = _parameter(gamma, channels, 1.0)
-    failed = False
-    state = release(size)
-    try:
-        _kernel(
-            flat(dout, 0, size),
-            flat(x, 0, size),
-            options[0],
-            flat(mean, 0, channels),
-            flat(inv_std, 0, channels),
-            scale,
-            sum_dout,
-            sum_dout_xhat,
-            flat(dx, 0, size),
-            options[1],
-        )
-    except Exception:  # all that a kernel can raise
-        failed = True
-    acquire(state)
-    if failed:
-        raise MemoryError
+    arguments = (
+        flat(dout, 0, size),
+        flat(x, 0, size),
+        options[0],
+        flat(mean, 0, channels),
+        flat(inv_std, 0, channels),
+        scale,
+        sum_dout,
+        sum_dout_xhat,
+        flat(dx, 0, size),
+        options[1],
+    )
+    _run(_kernel, arguments, size)
     _round_to(dbeta, sum_dout)
     _round_to(dgamma, sum_dout_xhat)
     return True
@@ -297,15 +297,7 @@ def _inference(
     if least < -number(eps):
         return False
     options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
-    failed = False
-    state = release(size)
-    try:
-        _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
-    except Exception:  # all that a kernel can raise
-        failed = True
-    acquire(state)
-    if failed:
-        raise MemoryError
+    _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
 
@@ -319,15 +311,7 @@ def _scale(
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
     options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
-    failed = False
-    state = release(size)
-    try:
-        _kernel(flat(x, 0, size), options[0], values, flat(out, 0, size), options[1])
-    except Exception:  # all that a kernel can raise
-        failed = True
-    acquire(state)
-    if failed:
-        raise MemoryError
+    _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
 
