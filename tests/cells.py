@@ -152,10 +152,6 @@ def grandchild():
     return good() and in_child(lambda: good() and in_child(good) and good()) and good()
 
 
-def fork_before_use():
-    return in_child(lambda: good() and in_child(good)) and good()
-
-
 def fork_from_a_thread():
     """While others, and the main one, are at work."""
     return good() and on_threads(lambda: good() and in_child(good) and good())
@@ -241,7 +237,6 @@ WAYS = {
     "forkserver": functools.partial(processes, "forkserver"),
     "multiprocessing's fork": functools.partial(processes, "fork"),
     "fork after use": fork_after_use,
-    "fork before use": fork_before_use,
     "grandchild": grandchild,
     "fork from a thread": fork_from_a_thread,
     "fork beside compilation": fork_beside_compilation,
