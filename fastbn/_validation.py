@@ -30,6 +30,16 @@ def _describe(value: object) -> str:
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
+def on_device(value: Any) -> bool:
+    """Whether it is an array in a GPU's memory: Numba's, CuPy's, PyTorch's or another library's."""
+    if type(value) is np.ndarray:
+        return False
+    try:
+        return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
+    except Exception:  # a tensor that requires a gradient, say; what it is about is said where it is looked at
+        return True
+
+
 def _array(name: str, value: Any) -> Array:
     """``value`` as a plain array of native float32 or float64, of any shape."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
@@ -43,17 +53,20 @@ def _array(name: str, value: Any) -> Array:
             raise TypeError(f"{name}: expected a plain array, got {type(value).__module__}.{type(value).__name__}")
         array = value if type(value) is np.ndarray else value.view(np.ndarray)
     else:
+        if on_device(value):  # NumPy would copy it, or would not know it
+            raise TypeError(f"{name}: expected an array in host memory, as the others, got {type(value).__name__}")
         try:
             array = np.asarray(value)
         except ValueError as error:
             raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
         except Exception as error:  # other libraries' objects raise what they like
             raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
-    _require_float(name, array.dtype)
+    require_float(name, array.dtype)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _require_float(name: str, dtype: np.dtype[Any]) -> None:
+def require_float(name: str, dtype: np.dtype[Any]) -> None:
+    """float32 or float64."""
     if dtype.type in _FLOATS:
         return
     hint = ": half precision is not built yet" if dtype.name in _HALVES else ""
@@ -205,12 +218,17 @@ def dimensions(name: str, value: Any) -> tuple[int, ...] | None:
 def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> tuple[Array, int]:
     """``x`` for a layer, and ``axis`` for it: one of the given numbers of dimensions, the layer's channels."""
     x = tensor("x", value)
+    return x, layer_axis(x, axis, channels, ndims)
+
+
+def layer_axis(x: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> int:
+    """``axis`` for an ``x`` of one of the given numbers of dimensions and so many channels."""
     if ndims is not None and x.ndim not in ndims:
         raise ValueError(f"x: expected {' or '.join(map(str, ndims))} dimensions, got {x.ndim}")
     index = channel_axis(axis, x.ndim)
     if x.shape[index] != channels:
         raise ValueError(f"x: expected {channels} channels on axis {axis}, got {x.shape[index]} in shape {x.shape}")
-    return x, index
+    return index
 
 
 def vector(name: str, value: Any) -> Array:
@@ -384,7 +402,7 @@ def float_dtype(name: str, value: Any) -> np.dtype[Any]:
         dtype = np.dtype(value)
     except TypeError:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {_describe(value)}") from None
-    _require_float(name, dtype)
+    require_float(name, dtype)
     native: np.dtype[Any] = np.dtype(dtype.type)
     return native
 
@@ -472,7 +490,7 @@ def _below(correction: float, values: int) -> None:
         raise ValueError(f"correction: expected less than the {values} values per channel, got {correction}")
 
 
-def trainable(x: Array, axis: int, correction: float) -> None:
+def trainable(x: Any, axis: int, correction: float) -> None:
     """Enough values a channel for batch statistics with this correction, unless ``x`` is empty."""
     values = x.size // max(x.shape[axis], 1)
     if x.size and values == 1:
