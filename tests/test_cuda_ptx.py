@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 
+import fastbn
 from tests.device import INSTALLED, SIMULATED
 
 
@@ -129,3 +131,97 @@ def test_float32_is_not_summed_value_by_value_in_float64(ptx):
     loop = max(blocks, key=lambda block: block.count("ld.global.v4.f32"))
     assert loop.count("ld.global.v4.f32") == 4
     assert loop.count("cvt.f64.f32") <= 3
+
+
+def test_small_grids_are_no_reason_to_warn(ptx):
+    """As Numba does of them, and warnings are errors here."""
+    from fastbn.cuda import _driver
+    from fastbn.kernels import cuda_planes
+    from fastbn.kernels.cuda import kernels
+
+    kernel = kernels(cuda_planes, np.dtype(np.float32), 4, True).normalize
+    with pytest.warns(Warning, match="Grid size 1 "):
+        kernel[1, 256]
+    assert _driver._configured(kernel, 1, 256, 0, 0).griddim == (1, 1, 1)
+
+
+class Pretended:
+    """An array on a device, but for the device: nobody looks at its memory."""
+
+    def __init__(self, shape, dtype, strides=None):
+        self.shape, self.dtype, self.size = shape, np.dtype(dtype), int(np.prod(shape))
+        pointer = next(PLACES)
+        self.device_ctypes_pointer = SimpleNamespace(value=pointer)
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": self.dtype.str,
+            "strides": strides,
+            "data": (pointer, False),
+            "version": 3,
+        }
+
+    def __getitem__(self, i):
+        return Pretended(self.shape[1:], self.dtype)
+
+
+PLACES = itertools.count(1 << 44, 1 << 36)
+
+
+@pytest.fixture
+def launches(ptx, monkeypatch):
+    """The kernels that calls would start, compiled for the very arguments that they would be given."""
+    from numba import cuda
+
+    from fastbn.cuda import _driver
+
+    started, texts = [], {}
+
+    def configured(kernel, grid, threads, *_):
+        def launch(*arguments):
+            assert grid > 0
+            assert threads % 32 == 0
+            signature = tuple(map(numba.typeof, arguments))
+            if (kernel, signature) not in texts:
+                texts[kernel, signature] = cuda.compile_ptx(kernel.py_func, signature, cc=CC)
+            started.append(kernel.__name__.partition("_float")[0])
+
+        return launch
+
+    monkeypatch.setattr(_driver, "_configured", configured)
+    monkeypatch.setattr(_driver, "current_device", lambda: 0)
+    monkeypatch.setattr(_driver, "require_here", lambda name, pointer: None)
+    monkeypatch.setattr(_driver.Stream, "empty", lambda self, *arguments: Pretended(*arguments))
+    return started
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "fused"),
+    [
+        ((32, 64, 56, 56), None, False),
+        ((32, 64, 56, 56), (802816, 4, 14336, 256), False),
+        ((32, 256, 14, 14), None, True),
+    ],
+)
+def test_calls_start_kernels_that_compile(launches, shape, strides, fused):
+    """All but the launch itself, without a GPU: the kernels and the types of their arguments."""
+    x, dout = (Pretended(shape, np.float32, strides) for _ in range(2))
+    gamma, beta, mean, var = (Pretended(shape[1:2], np.float32) for _ in range(4))
+    out, cache = fastbn.forward(x, gamma, beta, mean, var)
+    assert out.__cuda_array_interface__["strides"] == strides
+    assert launches == [
+        "forward" if fused else "batch_stats",
+        *["merge_stats", "normalize"][fused * 2 :],
+        "update_running",
+    ]
+    launches.clear()
+    fastbn.backward(dout, cache, out=dout)
+    assert launches == (["backward"] if fused else ["backward_sums", "add_sums", "backward_input"])
+    launches.clear()
+    fastbn.inference(x, mean, var, gamma, beta)
+    assert launches == ["normalize"]
+    launches.clear()
+    moments = fastbn.moments(x).merge(fastbn.moments(x))
+    fastbn.normalize(x, moments.mean, moments.inv_std(), gamma)
+    fastbn.backward(dout, fastbn.forward(x, gamma, beta, mean, var, training=False)[1])
+    wanted = ["batch_stats", "merge_stats"] * 2 + ["merge_given"] * 2 + ["normalize"]
+    assert launches == [*wanted, "keep_given", "normalize", "backward_sums", "add_sums", "normalize"]

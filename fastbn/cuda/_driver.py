@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numba
 import numpy as np
 from numba import cuda
+from numba.cuda.core.errors import NumbaPerformanceWarning
 
 from fastbn._typing import Address, Array
 from fastbn.kernels.cuda_warps import SIMULATED, Memory
@@ -121,7 +121,7 @@ def _stream(device: int, handle: int) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _configured(kernel: Any, grid: int, threads: int, device: int, handle: int) -> Callable[..., None]:
     with warnings.catch_warnings():  # few blocks are what small tensors need
-        warnings.simplefilter("ignore", numba.NumbaPerformanceWarning)
+        warnings.simplefilter("ignore", NumbaPerformanceWarning)
         configured: Callable[..., None] = kernel[grid, threads, _stream(device, handle)]
     return configured
 
