@@ -36,8 +36,8 @@ def on_device(value: Any) -> bool:
         return False
     try:
         return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
-    except Exception:  # a tensor that requires a gradient, say; what it is about is said where it is looked at
-        return True
+    except Exception:  # other libraries' properties raise what they like, some for every array of the host
+        return False
 
 
 def _array(name: str, value: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 
@@ -24,6 +25,8 @@ def usable():
 
 
 USABLE = usable()
+if USABLE:
+    importlib.import_module("fastbn.cuda")
 needs_device = pytest.mark.skipif(not USABLE, reason="needs numba-cuda, and a GPU or NUMBA_ENABLE_CUDASIM=1")
 
 
