@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbn import _engine, _state
+from fastbn import _device, _engine, _state
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
 from fastbn.kernels import calls, locks
@@ -190,6 +190,10 @@ def inference(
     evaluated = evaluate(x, gamma, beta, running_mean, running_var, eps, axis, out, None)
     if evaluated is not None:
         return evaluated[0]
+    if check.on_device(x):
+        arrays = x, running_mean, running_var, gamma, beta
+        result: Array = _device.front().inference(*arrays, eps=eps, axis=axis, out=out)
+        return result
     eps = check.eps(eps, zero=True)
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
@@ -248,6 +252,9 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 1, 0
         if _engine.whole(calls.BACKWARD, calls.BACKWARD_CUT, way, arguments, x, axis, "stream_dx"):
             return Gradients(dx, dgamma, dbeta)
+    if check.on_device(x):
+        gradients: Gradients = _device.front().backward(dout, cache, out=out)
+        return gradients
     dout = check.tensor_like("dout", dout, x)
     out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma)
     if training:
@@ -296,6 +303,10 @@ def prepare(
             tracked = running_mean is not None
             batch = (running_mean, running_var, statistics, x, momentum, correction) if tracked else None
             return ForwardResult(result, cache), batch
+    if check.on_device(x):
+        arrays = x, gamma, beta, running_mean, running_var
+        options = training, momentum, eps, axis, correction, out, channels
+        return _device.front().functional.prepare(*arrays, *options), None
     if channels is not None:
         x, axis = check.features(x, axis, channels, None)
     training = check.flag("training", training)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn import _checkpoint, _state, functional
+from fastbn import _checkpoint, _device, _state, functional
 from fastbn import _validation as check
 from fastbn._typing import Array
 from fastbn.frozen import FrozenBatchNorm
@@ -17,6 +17,11 @@ from fastbn.kernels import locks
 from fastbn.moments import moments
 
 Layer = TypeVar("Layer", bound="BatchNorm")
+
+_ATTRIBUTES = {"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"}
+"""Those of the arrays that are a layer's state, by PyTorch's names."""
+
+_ARRAYS = (*_ATTRIBUTES.values(), "dgamma", "dbeta")
 
 
 class BatchNorm:
@@ -55,6 +60,10 @@ class BatchNorm:
     nan_policy : "propagate" or "raise"
         What NaN or infinity in ``x`` does: spoil its own channel, running statistics included, or raise
         ``ValueError`` before anything is written (at the price of one more pass over ``x``).
+    device : "cpu" or "cuda"
+        Where the parameters and running statistics are, and ``x`` has to be. On a GPU calls return when the work is
+        handed to it: an interrupt that comes after that finds the call done. Not with ``nan_policy="raise"``, which
+        would have to wait for the result. Needs the extra ``cuda``.
 
     Attributes
     ----------
@@ -94,6 +103,7 @@ class BatchNorm:
         correction: float = 1,
         dtype: DTypeLike = np.float32,
         nan_policy: str = "propagate",
+        device: str = "cpu",
     ) -> None:
         self.num_features = check.size("num_features", num_features)
         self.axis = check.integer("axis", axis)
@@ -104,11 +114,14 @@ class BatchNorm:
         self.correction = check.correction(correction)
         self.dtype = check.float_dtype("dtype", dtype)
         self.nan_policy = check.choice("nan_policy", nan_policy, ("propagate", "raise"))
+        self.device = check.choice("device", device, ("cpu", "cuda"))
+        propagate = self.device == "cpu" or self.nan_policy == "propagate"
+        check.setting("nan_policy", self.nan_policy, propagate, "'propagate' with device='cuda'")
         self.training = True
-        self.gamma = np.ones(self.num_features, self.dtype) if self._has("gamma") else None
-        self.beta = np.zeros(self.num_features, self.dtype) if self._has("beta") else None
-        self.running_mean = np.zeros(self.num_features, self.dtype) if self.track_running_stats else None
-        self.running_var = np.ones(self.num_features, self.dtype) if self.track_running_stats else None
+        self.gamma = self._array(1.0) if self._has("gamma") else None
+        self.beta = self._array(0.0) if self._has("beta") else None
+        self.running_mean = self._array(0.0) if self.track_running_stats else None
+        self.running_var = self._array(1.0) if self.track_running_stats else None
         self.dgamma = None
         self.dbeta = None
         # An array, so that it can be assigned together with the running arrays.
@@ -118,7 +131,8 @@ class BatchNorm:
 
     def __repr__(self) -> str:
         names = ("axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
-        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        place = () if self.device == "cpu" else ("device",)
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, *place))
         return f"{type(self).__name__}({self.num_features}, {options}, dtype={self.dtype.name!r})"
 
     @property
@@ -131,8 +145,22 @@ class BatchNorm:
         self._num_batches_tracked[...] = check.size("num_batches_tracked", value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what ``backward`` needs: copies and pickles carry no tensors."""
-        return {**self.__dict__, "_cache": None}
+        """All but what ``backward`` needs: copies and pickles carry no tensors, and what they carry is on the host."""
+        state = {**self.__dict__, "_cache": None}
+        if self.device == "cpu":
+            return state
+        for name in _ARRAYS:
+            if state[name] is not None:
+                state[name] = _device.to_host(name, state[name], self.num_features)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Back to the device."""
+        self.__dict__.update(state)
+        if self.device == "cuda":
+            for name in _ARRAYS:
+                if state[name] is not None:
+                    setattr(self, name, _device.to_device(state[name]))
 
     def train(self: Layer, mode: bool = True) -> Layer:
         """Set training mode (or evaluation mode, with ``False``); returns the layer."""
@@ -170,9 +198,7 @@ class BatchNorm:
         """
         axis, channels = self.axis, self.num_features
         if self.nan_policy == "raise" or not (self.ndims is None or getattr(x, "ndim", None) in self.ndims):
-            x, axis = check.features(x, axis, channels, self.ndims)
-            if self.nan_policy == "raise":
-                check.finite("x", moments(x, axis=axis).mean)
+            x, axis = self._features(x)
         arrays = self.gamma, self.beta, self.running_mean, self.running_var
         if not self.training and self.track_running_stats:
             evaluated = functional.evaluate(x, *arrays, self.eps, axis, out, channels)
@@ -180,17 +206,24 @@ class BatchNorm:
                 result, statistics = evaluated
                 self._cache = x, self.gamma, self.beta, statistics, axis, False
                 return result
+            if check.on_device(x):
+                options = False, 0.0, self.eps, axis, self.correction, out, channels
+                result, self._cache = functional.prepare(x, *arrays, *options)[0]
+                return result
             x, axis = check.features(x, axis, channels, None)
             eps = check.eps(self.eps, zero=True)
             result, self._cache = functional.frozen(x, *arrays, eps=eps, axis=axis, out=out)
             return result
-        cumulative = self.momentum is None
-        options = True, 1.0 if cumulative else self.momentum, self.eps, axis, self.correction, out, channels
+        counter, cumulative = self._num_batches_tracked, self.momentum is None
+        momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
+        options = True, momentum, self.eps, axis, self.correction, out, channels
         (result, cache), update = functional.prepare(x, *arrays, *options)
         with locks.state:
             self._cache = cache
             if update is not None:  # last: what comes after it could be interrupted
-                _state.update(*update, self._num_batches_tracked, cumulative)
+                _state.update(*update, counter, cumulative)
+            elif self.device == "cuda" and self.track_running_stats:
+                counter += _device.view("x", x).size > 0  # the device updates the running arrays
         return result
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
@@ -222,19 +255,39 @@ class BatchNorm:
         dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
         return dx
 
+    def _features(self, x: Any) -> tuple[Any, int]:
+        """``x`` and ``axis`` where there is more to say of them than the functions know."""
+        if check.on_device(x):
+            check.setting("device", self.device, self.device == "cuda", "'cuda', as x is on a device")
+            return x, check.layer_axis(_device.view("x", x), self.axis, self.num_features, self.ndims)
+        x, axis = check.features(x, self.axis, self.num_features, self.ndims)
+        if self.nan_policy == "raise":
+            check.finite("x", moments(x, axis=axis).mean)
+        return x, axis
+
+    def _array(self, value: float) -> Array:
+        """A new array of a value a channel, where the layer is."""
+        array = np.full(self.num_features, value, self.dtype)
+        return array if self.device == "cpu" else _device.to_device(array)
+
     def _has(self, parameter: str) -> bool:
         """Whether the layer was made with ``gamma``, or with ``beta``."""
         return self.affine is True or self.affine == parameter
 
     def _state(self) -> dict[str, Array]:
-        """The layer's own arrays, under PyTorch's names; checked, as they may have been replaced."""
-        names = {"weight": "gamma", "bias": "beta"}
-        attributes = {name: parameter for name, parameter in names.items() if self._has(parameter)}
+        """The layer's own arrays, or their copies on the host, under PyTorch's names.
+
+        Checked, as they may have been replaced.
+        """
+        affine = {"weight", "bias"}
+        attributes = {name: each for name, each in _ATTRIBUTES.items() if name in affine and self._has(each)}
         if self.track_running_stats:
-            attributes |= {"running_mean": "running_mean", "running_var": "running_var"}
+            attributes |= {name: each for name, each in _ATTRIBUTES.items() if name not in affine}
         state: dict[str, Array] = {}
         for name, attribute in attributes.items():
-            state[name] = check.running(attribute, getattr(self, attribute), self.num_features)
+            array = getattr(self, attribute)
+            array = _device.to_host(attribute, array, self.num_features) if self.device == "cuda" else array
+            state[name] = check.running(attribute, array, self.num_features)
         if self.track_running_stats:
             state["num_batches_tracked"] = self._num_batches_tracked
         return state
@@ -250,6 +303,8 @@ class BatchNorm:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and running statistics from what ``state_dict``, or PyTorch's, gave. All or nothing.
+
+        (On a device an interrupt may come between two arrays.)
 
         Raises
         ------
@@ -271,6 +326,9 @@ class BatchNorm:
                 check.variance(f"state[{name!r}]", values, self.eps)
             assignments.append((target, values.astype(target.dtype)))
         _state.assign_together(assignments)
+        if self.device == "cuda":  # those above are copies
+            for name in own.keys() - {"num_batches_tracked"}:
+                _device.copy_to(name, getattr(self, _ATTRIBUTES[name]), own[name])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to an ``.npz`` file, which appears whole or not at all. Never a pickle.
@@ -287,8 +345,8 @@ class BatchNorm:
         _checkpoint.write(path, config, state)
 
     @classmethod
-    def load(cls: type[Layer], path: str | os.PathLike[str]) -> Layer:
-        """A layer from a file that ``save`` wrote, in training mode.
+    def load(cls: type[Layer], path: str | os.PathLike[str], *, device: str = "cpu") -> Layer:
+        """A layer from a file that ``save`` wrote, in training mode, on any device.
 
         Raises
         ------
@@ -300,7 +358,7 @@ class BatchNorm:
             if config["format"] != 1 or config["class"] != cls.__name__:
                 raise ValueError(f"it holds a {config['class']}, format {config['format']}")
             _checkpoint.require_arrays(state, config["options"])
-            layer = cls(**config["options"])
+            layer = cls(**config["options"], device=device)
             layer.load_state_dict(state)
         except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"path: expected a saved {cls.__name__}, got {os.fspath(path)!r} ({error})") from error
@@ -309,8 +367,9 @@ class BatchNorm:
     def freeze(self) -> FrozenBatchNorm:
         """An inference-only copy with its coefficients computed; later changes of this layer do not reach it.
 
-        Raises ``ValueError`` if there are no running statistics.
+        Raises ``ValueError`` if there are no running statistics, or if they are on a device.
         """
+        check.setting("device", self.device, self.device == "cpu", "'cpu', where frozen layers are")
         if self.running_mean is None or self.running_var is None:
             raise ValueError("freeze: expected a layer with running statistics, got track_running_stats=False")
         with locks.state:

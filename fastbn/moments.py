@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from fastbn import _engine
+from fastbn import _device, _engine
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
 
@@ -83,6 +83,9 @@ def moments(x: ArrayLike, *, axis: int = 1) -> Moments:
     ValueError, TypeError
         As ``fastbn.forward``.
     """
+    if check.on_device(x):
+        there: Moments = _device.front().moments(x, axis=axis)
+        return there
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
     mean, var = _engine.batch_stats(x, axis)
@@ -124,6 +127,9 @@ def normalize(
     ValueError, TypeError
         As ``fastbn.forward``.
     """
+    if check.on_device(x):
+        there: Array = _device.front().normalize(x, mean, inv_std, gamma, beta, axis=axis, out=out)
+        return there
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
     channels = x.shape[axis]
@@ -163,6 +169,9 @@ def backward_sums(
     ValueError, TypeError
         As ``fastbn.backward``.
     """
+    if check.on_device(x):
+        there: tuple[Float64Array, Float64Array] = _device.front().backward_sums(dout, x, mean, inv_std, axis=axis)
+        return there
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)
     dout = check.tensor_like("dout", dout, x)
@@ -213,6 +222,10 @@ def backward_input(
     ValueError, TypeError
         As ``fastbn.backward``.
     """
+    if check.on_device(x):
+        given = dout, x, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count
+        there: Array = _device.front().backward_input(*given, axis=axis, out=out)
+        return there
     count = check.count(count)
     x = check.tensor("x", x)
     axis = check.channel_axis(axis, x.ndim)

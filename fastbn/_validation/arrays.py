@@ -13,6 +13,16 @@ from fastbn._validation.options import FLOATS, below, channel_axis, describe, re
 _FLOAT32, _FLOAT64 = map(np.dtype, FLOATS)
 
 
+def on_device(value: Any) -> bool:
+    """Whether it is an array in a GPU's memory: Numba's, CuPy's, PyTorch's or another library's."""
+    if type(value) is np.ndarray:
+        return False
+    try:
+        return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
+    except Exception:  # other libraries' properties raise what they like, some for every array of the host
+        return False
+
+
 def _array(name: str, value: Any) -> Array:
     """``value`` as a plain array of native float32 or float64, of any shape."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
@@ -26,6 +36,8 @@ def _array(name: str, value: Any) -> Array:
             raise TypeError(f"{name}: expected a plain array, got {type(value).__module__}.{type(value).__name__}")
         array = value if type(value) is np.ndarray else value.view(np.ndarray)
     else:
+        if on_device(value):  # NumPy would copy it, or would not know it
+            raise TypeError(f"{name}: expected an array in host memory, as the others, got {type(value).__name__}")
         try:
             array = np.asarray(value)
         except ValueError as error:
@@ -133,12 +145,17 @@ def distinct(written: Mapping[str, Array | None], /, **others: Any) -> None:
 def features(value: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> tuple[Array, int]:
     """``x`` for a layer, and ``axis`` for it: one of the given numbers of dimensions, the layer's channels."""
     x = tensor("x", value)
+    return x, layer_axis(x, axis, channels, ndims)
+
+
+def layer_axis(x: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) -> int:
+    """``axis`` for an ``x`` of one of the given numbers of dimensions and so many channels."""
     if ndims is not None and x.ndim not in ndims:
         raise ValueError(f"x: expected {' or '.join(map(str, ndims))} dimensions, got {x.ndim}")
     index = channel_axis(axis, x.ndim)
     if x.shape[index] != channels:
         raise ValueError(f"x: expected {channels} channels on axis {axis}, got {x.shape[index]} in shape {x.shape}")
-    return x, index
+    return index
 
 
 def vector(name: str, value: Any) -> Array:
@@ -216,7 +233,7 @@ def castable(name: str, given: np.dtype[Any], wanted: np.dtype[Any]) -> None:
         raise TypeError(f"{name}: expected dtype {wanted}, that of the layer, got {given}, which would be narrowed")
 
 
-def trainable(x: Array, axis: int, correction: float) -> None:
+def trainable(x: Any, axis: int, correction: float) -> None:
     """Enough values a channel for batch statistics with this correction, unless ``x`` is empty."""
     values = x.size // max(x.shape[axis], 1)
     if x.size and values == 1:

@@ -1,0 +1,87 @@
+"""Arrays on a device for the tests: Numba's, and those of some other library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+INSTALLED = importlib.util.find_spec("numba_cuda") is not None
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+if SIMULATED:
+    sys.setswitchinterval(1e-6)  # the simulator's threads wait for each other, one of them busily
+
+
+def usable():
+    if not INSTALLED:
+        return False
+    from numba import cuda
+
+    return SIMULATED or cuda.is_available()
+
+
+USABLE = usable()
+if USABLE:
+    importlib.import_module("fastbn.cuda")
+needs_device = pytest.mark.skipif(not USABLE, reason="needs numba-cuda, and a GPU or NUMBA_ENABLE_CUDASIM=1")
+
+
+class Foreign:
+    """What another library's array is to fastbn: an object with the interface, which keeps its memory alive."""
+
+    def __init__(self, memory, **changes):
+        self.memory = memory
+        self.__cuda_array_interface__ = {
+            "shape": tuple(memory.shape),
+            "strides": None,
+            "typestr": memory.dtype.str,
+            "data": (address(memory), False),
+            "version": 3,
+            "stream": None,
+        } | changes
+
+    @property
+    def shape(self):
+        return self.__cuda_array_interface__["shape"]
+
+    def copy_to_host(self):
+        interface = self.__cuda_array_interface__
+        offset = interface["data"][0] - address(self.memory)
+        values = self.memory.copy_to_host().reshape(-1)
+        return np.ndarray(self.shape, interface["typestr"], values, offset, interface["strides"])
+
+
+def address(array):
+    return array.ctypes.data if SIMULATED else array.device_ctypes_pointer.value
+
+
+def put(array):
+    """A copy on the device, in the same order in memory."""
+    from numba import cuda
+
+    if array.flags.c_contiguous:
+        return cuda.to_device(array)
+    order = sorted(range(array.ndim), key=lambda i: -array.strides[i])
+    memory = cuda.to_device(np.ascontiguousarray(array.transpose(order)))
+    return Foreign(memory, shape=array.shape, strides=array.strides)
+
+
+def put_askew(array):
+    """A copy that begins one value after where a wide access could."""
+    from numba import cuda
+
+    memory = cuda.to_device(np.concatenate([np.zeros(1, array.dtype), array.reshape(-1)]))
+    return Foreign(memory, shape=array.shape, data=(address(memory) + array.itemsize, False))
+
+
+def get(array):
+    return array.copy_to_host()
+
+
+def nan_like(x):
+    """A place for a result that lies in memory as ``x`` does."""
+    return put(np.full_like(x, np.nan))
