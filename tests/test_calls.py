@@ -138,6 +138,16 @@ def test_numbers_that_are_taken(rng, monkeypatch):
         assert not taken(monkeypatch, lambda options=options: train(a, **options)), options
 
 
+@pytest.mark.parametrize("axis", [np.int64(1), np.array(1)], ids=["scalar", "array"])
+def test_numbers_with_a_dtype_beside_other_things(axis):
+    """They are no reason to take the rest for an array."""
+    statistics = np.zeros(2), np.ones(2)
+    expected = fastbn.inference(np.array([[1.0, 2.0]]), *statistics)
+    assert same_bits(fastbn.inference([[1.0, 2.0]], *statistics, axis=axis), expected)
+    with pytest.raises(TypeError, match="^x: expected dtype float32 or float64, got object"):
+        fastbn.inference(None, *statistics, axis=axis)
+
+
 @FUNCTIONS
 def test_every_pair_of_arrays_that_overlap(rng, monkeypatch, function):
     """Refused for as little as one value, accepted side by side; what may be one is, and only read memory is shared."""
