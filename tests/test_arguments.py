@@ -32,7 +32,7 @@ OTHER = [None, 1.5, "text", object(), [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]], [1.0, 
 NUMBERS = {
     "eps": [1e-5, 1, 0, 0.0, -1e-9, np.nan, np.inf, True, "1", None, np.float32(0.5), 10**400, 2**63, 1e-300],
     "momentum": [0.1, 0, 1, 1.5, -0.5, np.nan, False, None, np.float64(0.5), -(2**63), 2**64, 5e-324],
-    "correction": [0, 1, 0.5, 5, 2**70, -1, np.inf, np.nan, "0", np.int8(1), None],
+    "correction": [0, 1, 0.5, 2, 4, 5, 8, 2**70, -1, np.inf, np.nan, "0", np.int8(1), None],
     "axis": [1, 0, -1, -2, 2, 7, -7, 1.0, None, True, np.int64(1), 2**63, -(2**63), 2**80],
     "training": [True, False, 1, None, np.True_],
 }

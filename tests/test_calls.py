@@ -144,7 +144,7 @@ def test_numbers_with_a_dtype_beside_other_things(axis):
     statistics = np.zeros(2), np.ones(2)
     expected = fastbn.inference(np.array([[1.0, 2.0]]), *statistics)
     assert same_bits(fastbn.inference([[1.0, 2.0]], *statistics, axis=axis), expected)
-    with pytest.raises(TypeError, match="^x: expected dtype float32 or float64, got object"):
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32 or float64, got object"):
         fastbn.inference(None, *statistics, axis=axis)
 
 
