@@ -138,6 +138,16 @@ def test_numbers_that_are_taken(rng, monkeypatch):
         assert not taken(monkeypatch, lambda options=options: train(a, **options)), options
 
 
+@pytest.mark.parametrize("axis", [np.int64(1), np.array(1)], ids=["scalar", "array"])
+def test_numbers_with_a_dtype_beside_other_things(axis):
+    """They are no reason to take the rest for an array."""
+    statistics = np.zeros(2), np.ones(2)
+    expected = fastbn.inference(np.array([[1.0, 2.0]]), *statistics)
+    assert same_bits(fastbn.inference([[1.0, 2.0]], *statistics, axis=axis), expected)
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32 or float64, got object"):
+        fastbn.inference(None, *statistics, axis=axis)
+
+
 @FUNCTIONS
 def test_every_pair_of_arrays_that_overlap(rng, monkeypatch, function):
     """Refused for as little as one value, accepted side by side; what may be one is, and only read memory is shared."""
@@ -273,21 +283,59 @@ def test_unknown_headers_are_not_looked_at(rng):
     assert objects.KNOWN
 
 
-@pytest.mark.large
-@pytest.mark.parametrize("size", [2, objects.RELEASED])
+@numba.njit
+def out_of_memory(x, shape, eps, gamma, beta, out, mean, var, inv_std, streaming):
+    if x.size:
+        raise MemoryError
+
+
+@numba.njit
+def out_of_memory_backward(dout, x, shape, mean, inv_std, gamma, sum_dout, sum_dout_xhat, dx, streaming):
+    if x.size:
+        raise MemoryError
+
+
+@numba.njit
+def out_of_memory_normalize(x, shape, coefficients, out, streaming):
+    if x.size:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(objects.RELEASED, marks=pytest.mark.large)])
 def test_a_kernel_that_raises(rng, size):
     """Memory can run out; the lock is taken back before the exception is made."""
+    x, three = tensor(rng, (size, 1, 20)), np.ones((3, 1), np.float32)
+    c = three[0]
+    cases = {
+        calls._forward: (out_of_memory, (x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)))),
+        calls._backward: (
+            out_of_memory_backward,
+            (x, x, 1, np.ones(1), np.ones(1), c, nan_like(x), c.copy(), c.copy()),
+        ),
+        calls._inference: (out_of_memory_normalize, (x, 1, c, c, c, c, 1e-5, nan_like(x), np.empty((2, 1)))),
+        calls._scale: (out_of_memory_normalize, (x, 1, three, nan_like(x))),
+    }
+    for function, (kernel, arguments) in cases.items():
+        values = {"_kernel": kernel, "_kernel_shape": calls._whole, "_narrow": False}
+        entries = jit.Entries(jit.with_globals(function, "raising", values))
+        with pytest.raises(MemoryError):
+            entries[0](*arguments, 1, 1, 0)
 
-    @numba.njit
-    def kernel(x, shape, eps, gamma, beta, out, mean, var, inv_std, streaming):
-        if x.size:
-            raise MemoryError
 
-    values = {"_kernel": kernel, "_kernel_shape": calls._whole, "_narrow": False}
-    entries = jit.Entries(jit.with_globals(calls._forward, "raising", values))
-    x = tensor(rng, (size, 1, 20))
-    with pytest.raises(MemoryError):
-        entries[0](x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)), 1, 1, 0)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_update(rng, dtype):
+    """Where nothing is compiled, no layer takes it."""
+    x, statistics = tensor(rng, (4, 3, 5), dtype), np.abs(rng.standard_normal((3, 3)))
+    running, counter = (np.ones(3, dtype), np.full(3, 2.0, dtype)), np.zeros((), np.int64)
+    update = jit.Entries(calls._update)[DTYPES.index(dtype)]
+    assert not update(running[0], running[1][::-1], statistics, x, 0.25, 1, counter)
+    assert not update(read_only(running[0].copy()), running[1], statistics, x, 0.25, 1, counter)
+    assert (running[0] == 1).all()
+    assert update(*running, statistics, x, 0.25, 1, counter)
+    assert update(*running, statistics, x, 0, 1, None)
+    np.testing.assert_allclose(running[0], 0.75 + 0.25 * statistics[0], rtol=1e-6)
+    np.testing.assert_allclose(running[1], 1.5 + 0.25 * statistics[2] * 20 / 19, rtol=1e-6)
+    assert counter == 1
 
 
 def test_the_interpreters_lock_is_given_away_for_long_work(rng):

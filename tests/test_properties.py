@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastbn
 from fastbn import _dispatch, _engine, compiled, cs231n, functional
-from fastbn.kernels import calls
+from fastbn.kernels import calls, columns
 from tests import strategies as some
 from tests.data_for_tests import nan_like, same_bits
 from tests.error_model import Exact, assert_close, rounded_to
@@ -381,6 +381,16 @@ def test_cut_tiled_and_streamed_in_phases(case, stream):
         everything_read_once = everything(case, case.x, case.dout, case.axis, case.buffer())
         for a, b in zip(everything_read_once, everything(case, case.x, case.dout, case.axis, None), strict=True):
             assert same_bits(a, b)
+
+
+@pytest.mark.skipif(some.JIT, reason="compiled, the threshold is a constant")
+@given(some.cases())
+def test_far_from_the_caches(case):
+    """What is else done for tensors of millions of values."""
+    with mock.patch.object(columns, "FAR", 8):
+        check_forward(case)
+        check_backward(case)
+        check_split_phases(case)
 
 
 @pytest.mark.large

@@ -341,7 +341,7 @@ def _update(
     return True
 
 
-def _way(x: Any, axis: Object, channels: Object) -> int:
+def _way(x: Any, axis: Any, channels: Any) -> int:
     """The entry for ``x``, with so many channels if that is not ``None``; -1 for the general way."""
     kind = kind_of(x)
     if not kind:
