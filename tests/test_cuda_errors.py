@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -47,6 +48,12 @@ def test_what_to_install_is_said():
     )
 
 
+@pytest.mark.skipif(INSTALLED, reason="numba-cuda is there")
+def test_what_to_install_is_said_here():
+    with pytest.raises(ImportError, match=r"expected the package numba-cuda, got none"):
+        importlib.import_module("fastbn.cuda")
+
+
 @pytest.mark.skipif(not INSTALLED, reason="needs numba-cuda")
 @pytest.mark.parametrize("program", ["fastbn.BatchNorm(3, device='cuda')", "fastbn.forward(Anything())"])
 def test_no_driver(program):
@@ -66,6 +73,10 @@ def cache():
 def strided():
     memory = put(np.zeros((4, 3, 4), np.float32))
     return Foreign(memory, shape=(4, 3, 2), strides=(48, 16, 8))
+
+
+def every_other():
+    return Foreign(put(np.zeros(6, np.float32)), shape=(3,), strides=(8,))
 
 
 def read_only():
@@ -131,6 +142,11 @@ def read_only():
             lambda: fastbn.forward(put(X), None, None, read_only(), put(ONE)),
             ValueError,
             r"running_mean: expected a wri",
+        ),
+        (
+            lambda: fastbn.forward(put(X), every_other(), put(ONE)),
+            ValueError,
+            r"gamma: expected values side by side, got strides \(8,\).*no hidden",
         ),
         (lambda: fastbn.backward(put(X[:2]), cache()), ValueError, r"dout: expected shape \(4, 3, 2\)"),
         (lambda: fastbn.backward(put(X), None), TypeError, r"cache: expected a Cache"),
