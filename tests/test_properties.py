@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastbn
@@ -394,6 +394,7 @@ def test_far_from_the_caches(case):
 
 
 @pytest.mark.large
+@settings(max_examples=max(50, settings.default.max_examples - 100))  # they take long
 @given(some.large_shapes().flatmap(lambda shape: some.cases(shape=st.just(shape))))
 def test_large_tensors(case):
     """Both sides of the threshold from which there are threads, in every kernel."""
