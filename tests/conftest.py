@@ -14,14 +14,6 @@ settings.register_profile("thorough", max_examples=10_000, deadline=None)
 settings.load_profile("ci" if JIT else "interpreted")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "large: tensors that are too large for interpreted kernels (NUMBA_DISABLE_JIT)")
-    config.addinivalue_line(
-        "markers", "huge: takes minutes, or memory that few machines have; runs where asked for, by -m"
-    )
-    config.addinivalue_line("markers", "matrix: many processes, in a step of its own: pytest -m matrix")
-
-
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if not JIT and item.get_closest_marker("large"):
