@@ -66,8 +66,7 @@ def whole(
         done: bool = entries[way](*arguments)
         return done
     how = _route(x, axis % x.ndim)[1]
-    if how is None:
-        return False
+    assert how is not None  # it is not empty
     table = entries if how.fused else cut
     tile = how.shape[1] if how.kernels is channels_last else 1
     arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed))
