@@ -13,6 +13,7 @@ from tests.data_for_tests import same_bits
 
 X = np.zeros((4, 3), np.float32)
 ONES = np.ones(3, np.float32)
+SQUARE = np.zeros((3, 3), np.float32)
 READ_ONLY = np.ones(3)
 READ_ONLY.flags.writeable = False
 BROADCAST = np.lib.stride_tricks.as_strided(np.zeros(1), (3,), (0,))
@@ -90,6 +91,11 @@ REFUSED = [
     ),
     (
         lambda: check.out_like("out", X[::-1], X, may_be=X),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
+        lambda: check.out_like("out", SQUARE.T, SQUARE, may_be=SQUARE),
         ValueError,
         "out: expected the input itself or memory of its own, got an overlap with the input",
     ),
