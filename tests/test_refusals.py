@@ -81,6 +81,11 @@ REFUSED = [
         "out: expected dtype float32, that of x, got float64",
     ),
     (
+        lambda: check.out_like("out", np.lib.stride_tricks.as_strided(ONES, (2, 3), (0, 4)), X[:2]),
+        ValueError,
+        "out: expected distinct elements, got strides (0, 4) for shape (2, 3)",
+    ),
+    (
         lambda: check.out_like("out", WINDOWS, X),
         ValueError,
         "out: expected distinct elements, got strides (8, 4) for shape (4, 3)",
