@@ -119,6 +119,30 @@ def test_ordinary_calls_are_taken(rng, monkeypatch, function, dtype):
         a[name].flags.writeable = name in WRITTEN[function]
     assert taken(monkeypatch, lambda: function(a))
     assert taken(monkeypatch, lambda: function({**a, "gamma": None, "beta": None}))
+    last = {name: channels_last(a[name]).copy("K") for name in ("x", "out", "dout")}
+    assert not last["x"].flags.c_contiguous
+    assert taken(monkeypatch, lambda: function({**a, **last}))
+
+
+def test_the_first_axis_is_taken(rng, monkeypatch):
+    x = tensor(rng, (3, 4))
+    statistics = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert taken(monkeypatch, lambda: fastbn.inference(x, *statistics, axis=0))
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("turn", [np.s_[:, ::-1], np.s_[::-1], np.s_[:, :, ::-1], np.s_[..., ::-1]], ids=str)
+def test_channels_last_backwards(rng, function, turn):
+    """The strides are those of channels last but for a sign."""
+    a, b = (sound(np.random.default_rng(0)) for _ in range(2))
+    for name in ("x", "dout"):
+        a[name] = channels_last(a[name][turn].copy())[turn]
+        b[name] = channels_last(b[name]).copy("C")
+        assert (a[name] == b[name]).all()
+    result, expected = function(a), function(b)
+    if function is not infer:
+        result, expected = result[0], expected[0]
+    assert same_bits(result, expected)
 
 
 @FUNCTIONS
@@ -213,7 +237,8 @@ def test_arguments_that_do_not_fit(rng, function):
     """Each is refused by name, and nothing is written."""
     for name in CALLS[function]:
         a = sound(rng)
-        wrong = [a[name][:-1], a[name][None], a[name].astype(np.int32), "text", object()]
+        wrong = [a[name][:-1], a[name][None], a[name][..., None], np.stack([a[name]] * 2, -1)]
+        wrong += [a[name].astype(np.int32), "text", object()]
         if name in WRITTEN[function]:
             wrong.append(read_only(a[name].copy()))
         if name == "x" and function is differentiate:

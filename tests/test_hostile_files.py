@@ -114,10 +114,6 @@ def unknown_method(raw, at):
     raw[at + 10] = 99
 
 
-def spanned(raw, at):
-    raw[at + 34] = 7
-
-
 @pytest.mark.parametrize("change", [claim, encrypt, unknown_method])
 def test_directories_that_lie(tmp_path, change):
     """The array's own header says the same."""

@@ -13,6 +13,8 @@ from tests.data_for_tests import same_bits
 
 X = np.zeros((4, 3), np.float32)
 ONES = np.ones(3, np.float32)
+SQUARE = np.zeros((3, 3), np.float32)
+WINDOWS = np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (4, 3), (8, 4))
 READ_ONLY = np.ones(3)
 READ_ONLY.flags.writeable = False
 BROADCAST = np.lib.stride_tricks.as_strided(np.zeros(1), (3,), (0,))
@@ -85,6 +87,16 @@ REFUSED = [
         "out: expected dtype float32, that of x, got float64",
     ),
     (
+        lambda: check.out_like("out", np.lib.stride_tricks.as_strided(ONES, (2, 3), (0, 4)), X[:2]),
+        ValueError,
+        "out: expected distinct elements, got strides (0, 4) for shape (2, 3)",
+    ),
+    (
+        lambda: check.out_like("out", WINDOWS, X),
+        ValueError,
+        "out: expected distinct elements, got strides (8, 4) for shape (4, 3)",
+    ),
+    (
         lambda: check.out_like("out", X, X, x=X),
         ValueError,
         "out: expected memory of its own, got an overlap with x",
@@ -96,6 +108,11 @@ REFUSED = [
     ),
     (
         lambda: check.out_like("out", X[::-1], X, may_be=X),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
+        lambda: check.out_like("out", SQUARE[:2, :2].T, SQUARE[:2, :2], may_be=SQUARE[:2, :2]),
         ValueError,
         "out: expected the input itself or memory of its own, got an overlap with the input",
     ),
@@ -413,6 +430,7 @@ def test_arrays_that_are_taken():
     wide = np.zeros((4, 6), np.float32)
     assert check.out_like("out", wide[:, ::2], X) is not None
     assert check.out_like("out", wide[:, 1::2], X, may_be=wide[:, ::2]) is not None
+    assert check.out_like("out", wide[:, None, ::2], X[:, None]) is not None  # a new axis has a stride of 0
     check.distinct({"a": FIRST, "b": SECOND}, c=X, d=[0.0])
     x, axis = check.features(X, -1, 3, (2, 4))
     assert x is X
@@ -431,6 +449,7 @@ def test_arrays_that_are_taken():
     check.trainable(X[:0], 1, 100.0)
     check.trainable(np.zeros((2, 0)), 1, 0.0)
     check.trainable(np.zeros((1, 3, 2)), 1, 0.0)
+    check.trainable(np.zeros((2, 1)), 1, 1.5)
     assert check.population(2, 1.5) == 1.5
     assert check.population(1, 0) == 0
 

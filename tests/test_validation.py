@@ -296,6 +296,7 @@ def row_one_value(rng):
 def row_ndim(rng):
     refused(np.float32(1.0), ValueError, "expected 2 or more dimensions, got 0")
     refused(np.ones(C), ValueError, "expected 2 or more dimensions, got 1")
+    refused(np.ones(C, np.float32), ValueError, "expected 2 or more dimensions, got 1", axis=0)
     x = tensor(rng, (2, 3, 2, 2, 2, 2))
     np.testing.assert_allclose(fastbn.forward(x).out, reference.forward(x)[0], atol=1e-6)
     for kind, good in ((fastbn.BatchNorm1d, (2, 3)), (fastbn.BatchNorm2d, (4,)), (fastbn.BatchNorm3d, (5,))):

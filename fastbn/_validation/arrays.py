@@ -67,12 +67,12 @@ def _writable(name: str, value: Any) -> Array:
 
 def _overlaps_itself(array: Array) -> bool:
     """Whether several indices may share memory (a broadcast, say). Errs on the side of yes for exotic strides."""
-    if array.flags.c_contiguous:
+    if array.flags.c_contiguous:  # as everything empty is
         return False
     reach = array.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
-            return array.size > 0
+            return True
         reach = stride * (length - 1) + reach
     return False
 
