@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from fastbn.kernels import locks
+
 JIT = not numba.config.DISABLE_JIT
 
 # The same examples in every run; --hypothesis-profile=thorough looks for new ones.
@@ -28,6 +30,8 @@ def same_threads_afterwards():
     before = numba.get_num_threads()
     yield
     numba.set_num_threads(before)
+    while locks.state._is_owned():  # an interrupt that a test puts at the end of a `with` block leaves it so
+        locks.state.release()
 
 
 @pytest.fixture
