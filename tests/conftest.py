@@ -10,7 +10,7 @@ from fastbn.kernels import locks
 JIT = not numba.config.DISABLE_JIT
 
 # The same examples in every run; --hypothesis-profile=thorough looks for new ones.
-settings.register_profile("ci", max_examples=150, derandomize=True, database=None, deadline=None)
+settings.register_profile("ci", max_examples=100, derandomize=True, database=None, deadline=None)
 settings.register_profile("interpreted", settings.get_profile("ci"), max_examples=30)
 settings.register_profile("thorough", max_examples=10_000, deadline=None)
 settings.load_profile("ci" if JIT else "interpreted")
@@ -25,13 +25,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    """No test changes the number of threads for the next one."""
+def nothing_left_behind():
+    """No test changes the number of threads for the next one, or keeps a lock for which its threads would wait."""
     before = numba.get_num_threads()
     yield
     numba.set_num_threads(before)
-    while locks.state._is_owned():  # an interrupt that a test puts at the end of a `with` block leaves it so
+    held = locks.state._is_owned()
+    while locks.state._is_owned():
         locks.state.release()
+    assert not held
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import sys
 def interrupted_before(line, call, *, files="fastbn"):
     """Call with a ``KeyboardInterrupt`` before line number ``line`` that it runs in these files; whether it came.
 
-    The end of a ``with`` statement, which counts as one more line, is left out: Python runs no handlers there.
+    The end of a ``with`` statement, which counts as one more line, and ``try:`` are left out: Python runs no signal
+    handlers there, and what is raised there passes by the ``with`` statement around it.
     """
     remaining = line
     previous_lines = {}
@@ -20,8 +21,9 @@ def interrupted_before(line, call, *, files="fastbn"):
             return None
         came_from = previous_lines.get(frame, 0)
         previous_lines[frame] = frame.f_lineno
-        ends_with = frame.f_lineno < came_from and _is_with(frame)
-        if event == "line" and not ends_with:
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        ends_with = frame.f_lineno < came_from and source.startswith("with ")
+        if event == "line" and not ends_with and source != "try:":
             if remaining == 0:
                 remaining = -1
                 raise KeyboardInterrupt
@@ -38,7 +40,3 @@ def interrupted_before(line, call, *, files="fastbn"):
     finally:
         sys.settrace(previous)
     return False
-
-
-def _is_with(frame):
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")

@@ -230,7 +230,7 @@ def sizes_fit(call):
     )
 
 
-@settings(max_examples=10 * settings.default.max_examples)
+@settings(max_examples=5 * settings.default.max_examples)  # five functions
 @given(arguments().filter(sizes_fit))
 def test_both_ways_agree(call):
     """On whether a call is refused, with which words, on every bit of the results, and on what was written."""

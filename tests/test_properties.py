@@ -394,7 +394,7 @@ def test_far_from_the_caches(case):
 
 
 @pytest.mark.large
-@settings(max_examples=max(50, settings.default.max_examples - 100))  # they take long
+@settings(max_examples=settings.default.max_examples // 2)  # they take long
 @given(some.large_shapes().flatmap(lambda shape: some.cases(shape=st.just(shape))))
 def test_large_tensors(case):
     """Both sides of the threshold from which there are threads, in every kernel."""
