@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -145,10 +146,14 @@ class BatchNorm:
         self._num_batches_tracked[...] = check.size("num_batches_tracked", value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what ``backward`` needs: copies and pickles carry no tensors, and what they carry is on the host."""
-        state = {**self.__dict__, "_cache": None}
-        if self.device == "cpu":
-            return state
+        """All but what ``backward`` needs: copies and pickles carry no tensors, and what they carry is on the host.
+
+        Copies of arrays as they are at one moment, so that ``copy.copy`` copies them, too.
+        """
+        with locks.state:
+            state = {**self.__dict__, "_cache": None}
+            if self.device == "cpu":
+                return copy.deepcopy(state)
         for name in _ARRAYS:
             if state[name] is not None:
                 state[name] = _device.to_host(name, state[name], self.num_features)

@@ -337,7 +337,7 @@ def test_repr_names_every_option():
     assert repr(fastbn.BatchNorm3d(7).freeze()) == "FrozenBatchNorm(7, axis=1)"
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_are_independent(rng, duplicate):
     layer, x = fastbn.BatchNorm1d(3), tensor(rng, (6, 3))
     layer(x)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -113,9 +115,13 @@ def states():
         yield {**values, "num_batches_tracked": int(number)}
 
 
+def flat(layer):
+    return np.concatenate([array.ravel() for array in layer.state_dict().values()])
+
+
 def saved_and_loaded(layer, path):
     layer.save(path)
-    return np.concatenate([array.ravel() for array in fastbn.BatchNorm1d.load(path).state_dict().values()])
+    return flat(fastbn.BatchNorm1d.load(path))
 
 
 X = read_only(np.full((16, CHANNELS), 5.0, np.float32))
@@ -127,7 +133,10 @@ READERS = {
     "training": lambda layer, path: layer.forward(LARGE),
     "training, the general way": lambda layer, path: layer.forward(LARGE),
     "freeze": lambda layer, path: layer.freeze()(X),
-    "state_dict": lambda layer, path: np.concatenate([a.ravel() for a in layer.state_dict().values()]),
+    "state_dict": lambda layer, path: flat(layer),
+    "copy": lambda layer, path: flat(copy.copy(layer)),
+    "deepcopy": lambda layer, path: flat(copy.deepcopy(layer)),
+    "pickle": lambda layer, path: flat(pickle.loads(pickle.dumps(layer))),
     "save": lambda layer, path: saved_and_loaded(layer, path),
 }
 
