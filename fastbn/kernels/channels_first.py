@@ -56,10 +56,11 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
     Parallel: over groups of channels and parts of the samples, each with one writer.
     """
     outer, channels, _ = shape
-    group, parts, pieces = cuts_of(shape)
-    for task in prange(-(-channels // group) * parts * pieces):
-        left = task // (parts * pieces) * group
-        right = min(left + group, channels)
+    groups, parts, pieces = cuts_of(shape)
+    for task in prange(groups * parts * pieces):
+        g = task // (parts * pieces)
+        left = channels * g // groups
+        right = channels * (g + 1) // groups
         part = task // pieces % parts
         start = outer * part // parts
         stop = outer * (part + 1) // parts
@@ -158,10 +159,11 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
     Parallel: over groups of channels and parts of the samples, each with one writer.
     """
     outer, channels, _ = shape
-    group, parts, pieces = cuts_of(shape)
-    for task in prange(-(-channels // group) * parts * pieces):
-        left = task // (parts * pieces) * group
-        right = min(left + group, channels)
+    groups, parts, pieces = cuts_of(shape)
+    for task in prange(groups * parts * pieces):
+        g = task // (parts * pieces)
+        left = channels * g // groups
+        right = channels * (g + 1) // groups
         part = task // pieces % parts
         start = outer * part // parts
         stop = outer * (part + 1) // parts

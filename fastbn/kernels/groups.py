@@ -20,17 +20,31 @@ NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds
 
 
 @scalar
+def _even(tasks: int, most: int) -> int:
+    """So many tasks, or some more, that 2, 4, 8 and 16 threads have equal shares, as far as there are enough.
+
+    13 groups of 5 channels, seven of them one thread's, took 1.1 times as long as 16 of 4.
+    """
+    if tasks > 8:
+        return min(most, -(-tasks // 16) * 16)
+    even = 2
+    while even < tasks:
+        even *= 2
+    return min(most, even)
+
+
+@scalar
 def cuts_of(shape: Shape3) -> tuple[int, int, int]:
-    """For one pass only: channels of a group, groups of samples, and pieces of a row that is a group of its own.
+    """For one pass only: groups of channels, groups of samples, and pieces of a row that is a group of its own.
 
     However a tensor is cut, the bits are the same.
     """
     outer, channels, inner = shape
     group = max(1, min(GROUP, RUN // inner))
-    groups = -(-channels // group)
+    groups = _even(-(-channels // group), channels)
     parts = min(outer, -(-TASKS // groups))
     pieces = 1 if group > 1 else min(-(-inner // RUN), -(-TASKS // (groups * parts)))
-    return group, parts, pieces
+    return groups, parts, pieces
 
 
 @elementwise
@@ -40,7 +54,8 @@ def normalize_run(
     """``count`` channels of ``inner`` values each, side by side from ``x[start]`` on; ``values`` as of ``affine1``.
 
     A register that holds values of two channels gets the coefficients of both: planes of any size from a register
-    up run at full width, and a streaming store is never cut. The run from ``following`` on comes next.
+    up run at full width, and a streaming store is never cut. The run from ``following`` on comes next; with the same of
+    ``out`` asked for, too, tensors up to 3 MB took 1.05 times as long, others as long as without.
     """
     step = width(x)
     center, scale, shift = values
@@ -51,8 +66,6 @@ def normalize_run(
         end = start + channel * inner
         while i + step <= end:
             prefetch(x, following + i - start)
-            if not streaming:
-                prefetch_to_write(out, following + i - start)
             put(out, i, normalize1(load(x, i), a, b, c), streaming)
             i += step
         if channel == count:
