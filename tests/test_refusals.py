@@ -31,6 +31,17 @@ class Refusing:
         raise RuntimeError("no")
 
 
+class Reluctant:
+    """An array in host memory that raises where it is asked for one on a device."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("not on a device")
+
+    def __array__(self, *args, **kwargs):
+        return X
+
+
 class OnDevice:
     """What some other library has in a GPU's memory."""
 
@@ -113,6 +124,11 @@ REFUSED = [
     ),
     (
         lambda: check.out_like("out", SQUARE[:2, :2].T, SQUARE[:2, :2], may_be=SQUARE[:2, :2]),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
+        lambda: check.out_like("out", SQUARE[:2], SQUARE[:2], may_be=SQUARE),
         ValueError,
         "out: expected the input itself or memory of its own, got an overlap with the input",
     ),
@@ -413,6 +429,8 @@ def test_arrays_that_are_taken():
     assert check.dimensional("x", X, 2, 3) is X
     assert check.tensor_like("dout", X, X) is X
     assert same_bits(check.tensor("x", [[1.0, 2.0]]), np.array([[1.0, 2.0]]))
+    assert check.tensor("x", Reluctant()) is X
+    assert not check.on_device(Reluctant())
     assert same_bits(check.vector("mean", SWAPPED), ONES)
     mapped = ONES.view(np.memmap)
     assert type(check.vector("mean", mapped)) is np.ndarray
