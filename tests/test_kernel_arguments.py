@@ -27,6 +27,10 @@ def shape_of(x: Object, axis: Object) -> Any:
     return ask.shape_of(x, index(axis), itemsize(x))
 
 
+def size_of(x: Object, axis: Object) -> int:
+    return ask.size_of(ask.shape_of(x, index(axis), itemsize(x)))
+
+
 def shape_of_both(x: Object, axis: Object, out: Object) -> Any:
     return ask.shape_of_both(x, axis, out)
 
@@ -91,7 +95,7 @@ def in_order(shape, order):
 
 
 def layouts(shape, dtype):
-    """Arrays of a shape: dense in every order of the axes, and with one axis reversed, stepped, broadcast or turned."""
+    """Arrays of a shape: dense in every order of the axes, and with one axis reversed, broadcast or stepped."""
     for order in itertools.permutations(range(len(shape))):
         strides = in_order(shape, order)
         yield strided(shape, strides, dtype)
@@ -116,11 +120,12 @@ def expected_shape(x, axis):
 @DTYPE
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shape_of(shape, dtype):
-    ask_shape, taken = entry(shape_of, dtype), 0
+    ask_shape, ask_size, taken = entry(shape_of, dtype), entry(size_of, dtype), 0
     for x in layouts(shape, dtype):
         for axis in (*range(-x.ndim - 1, x.ndim + 1), -(2**63), 1.0):
             expected = expected_shape(x, axis) if isinstance(axis, int) else (0, 0, 0)
             assert ask_shape(x, axis) == expected, (x.strides, axis)
+            assert ask_size(x, axis) == math.prod(expected)
             taken += math.prod(expected)
     assert (taken > 0) == (len(shape) > 1 and 0 not in shape)
 
