@@ -48,6 +48,12 @@ class OnDevice:
     __cuda_array_interface__ = None
 
 
+class NumbasOnDevice:
+    """What Numba knows by another name."""
+
+    __cuda_ndarray__ = True
+
+
 class Index:
     """A whole number of another kind."""
 
@@ -162,6 +168,11 @@ REFUSED = [
         lambda: check.tensor("x", OnDevice()),
         TypeError,
         "x: expected an array in host memory, as the others, got OnDevice",
+    ),
+    (
+        lambda: check.tensor("x", NumbasOnDevice()),
+        TypeError,
+        "x: expected an array in host memory, as the others, got NumbasOnDevice",
     ),
     (lambda: check.features(X, 1, 3, (4,)), ValueError, "x: expected 4 dimensions, got 2"),
     (lambda: check.features(X, 1, 3, (3, 4)), ValueError, "x: expected 3 or 4 dimensions, got 2"),
@@ -321,6 +332,11 @@ REFUSED = [
     (lambda: check.mode({}), ValueError, "bn_param['mode']: expected 'train' or 'test', got no such key"),
     (lambda: check.mode({"mode": 1}), ValueError, "bn_param['mode']: expected 'train' or 'test', got int 1"),
     (lambda: check.mode({"mode": "eval"}), ValueError, "bn_param['mode']: expected 'train' or 'test', got str 'eval'"),
+    (
+        lambda: check.mode({"mode": np.array(["train"])}),
+        ValueError,
+        "bn_param['mode']: expected 'train' or 'test', got an array of shape (1,) and dtype <U5",
+    ),
     (lambda: check.setting("renorm", True, False, "False"), ValueError, "renorm: expected False, got True"),
     (
         lambda: check.policy("dtype", {"config": {"name": 1}}),
@@ -509,6 +525,7 @@ def test_other_arguments_that_are_taken():
     assert check.several("layers", iter((1, 2)), int) == [1, 2]
     check.instance("bn", {}, str, dict)
     check.batches("batches", [], None, 1)
+    check.batches("batches", iter([]), None, 1)
     check.batches("batches", ONES, len, 2)
 
     class Sequence:
