@@ -139,6 +139,11 @@ REFUSED = [
         "out: expected the input itself or memory of its own, got an overlap with the input",
     ),
     (
+        lambda: check.out_like("out", SQUARE[1:], SQUARE[1:], may_be=SQUARE[:2]),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
         lambda: check.distinct({"a": FIRST, "b": None, "c": FIRST[:1]}),
         ValueError,
         "a: expected memory of its own, got an overlap with c",
@@ -447,6 +452,7 @@ def test_arrays_that_are_taken():
     assert same_bits(check.tensor("x", [[1.0, 2.0]]), np.array([[1.0, 2.0]]))
     assert check.tensor("x", Reluctant()) is X
     assert not check.on_device(Reluctant())
+    assert not check.on_device(X)
     assert same_bits(check.vector("mean", SWAPPED), ONES)
     mapped = ONES.view(np.memmap)
     assert type(check.vector("mean", mapped)) is np.ndarray
