@@ -31,10 +31,27 @@ class Refusing:
         raise RuntimeError("no")
 
 
+class Reluctant:
+    """An array in host memory that raises where it is asked for one on a device."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("not on a device")
+
+    def __array__(self, *args, **kwargs):
+        return X
+
+
 class OnDevice:
     """What some other library has in a GPU's memory."""
 
     __cuda_array_interface__ = None
+
+
+class NumbasOnDevice:
+    """What Numba knows by another name."""
+
+    __cuda_ndarray__ = True
 
 
 class Index:
@@ -117,6 +134,16 @@ REFUSED = [
         "out: expected the input itself or memory of its own, got an overlap with the input",
     ),
     (
+        lambda: check.out_like("out", SQUARE[:2], SQUARE[:2], may_be=SQUARE),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
+        lambda: check.out_like("out", SQUARE[1:], SQUARE[1:], may_be=SQUARE[:2]),
+        ValueError,
+        "out: expected the input itself or memory of its own, got an overlap with the input",
+    ),
+    (
         lambda: check.distinct({"a": FIRST, "b": None, "c": FIRST[:1]}),
         ValueError,
         "a: expected memory of its own, got an overlap with c",
@@ -146,6 +173,11 @@ REFUSED = [
         lambda: check.tensor("x", OnDevice()),
         TypeError,
         "x: expected an array in host memory, as the others, got OnDevice",
+    ),
+    (
+        lambda: check.tensor("x", NumbasOnDevice()),
+        TypeError,
+        "x: expected an array in host memory, as the others, got NumbasOnDevice",
     ),
     (lambda: check.features(X, 1, 3, (4,)), ValueError, "x: expected 4 dimensions, got 2"),
     (lambda: check.features(X, 1, 3, (3, 4)), ValueError, "x: expected 3 or 4 dimensions, got 2"),
@@ -305,6 +337,11 @@ REFUSED = [
     (lambda: check.mode({}), ValueError, "bn_param['mode']: expected 'train' or 'test', got no such key"),
     (lambda: check.mode({"mode": 1}), ValueError, "bn_param['mode']: expected 'train' or 'test', got int 1"),
     (lambda: check.mode({"mode": "eval"}), ValueError, "bn_param['mode']: expected 'train' or 'test', got str 'eval'"),
+    (
+        lambda: check.mode({"mode": np.array(["train"])}),
+        ValueError,
+        "bn_param['mode']: expected 'train' or 'test', got an array of shape (1,) and dtype <U5",
+    ),
     (lambda: check.setting("renorm", True, False, "False"), ValueError, "renorm: expected False, got True"),
     (
         lambda: check.policy("dtype", {"config": {"name": 1}}),
@@ -413,6 +450,9 @@ def test_arrays_that_are_taken():
     assert check.dimensional("x", X, 2, 3) is X
     assert check.tensor_like("dout", X, X) is X
     assert same_bits(check.tensor("x", [[1.0, 2.0]]), np.array([[1.0, 2.0]]))
+    assert check.tensor("x", Reluctant()) is X
+    assert not check.on_device(Reluctant())
+    assert not check.on_device(X)
     assert same_bits(check.vector("mean", SWAPPED), ONES)
     mapped = ONES.view(np.memmap)
     assert type(check.vector("mean", mapped)) is np.ndarray
@@ -491,6 +531,7 @@ def test_other_arguments_that_are_taken():
     assert check.several("layers", iter((1, 2)), int) == [1, 2]
     check.instance("bn", {}, str, dict)
     check.batches("batches", [], None, 1)
+    check.batches("batches", iter([]), None, 1)
     check.batches("batches", ONES, len, 2)
 
     class Sequence:

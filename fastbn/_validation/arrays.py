@@ -236,7 +236,7 @@ def castable(name: str, given: np.dtype[Any], wanted: np.dtype[Any]) -> None:
 def trainable(x: Any, axis: int, correction: float) -> None:
     """Enough values a channel for batch statistics with this correction, unless ``x`` is empty."""
     values = x.size // max(x.shape[axis], 1)
-    if x.size and values == 1:
+    if values == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
     if x.size:
         below(correction, values)
