@@ -20,11 +20,11 @@ rows are short. Training is one of three:
   the device cannot launch that one, so that the bits do not depend on it.
 
 Phases move 3 tensors forward and 5 backward, the others 2 and 3. So a group saves the time in which memory moves what
-it has in the cache, and costs a wait of the whole grid: up to 3 microseconds, or 9 MB of an H100's 3 TB/s. With 24 MB
-in the cache, 16 microseconds in place of 24, that leaves 5 of the 8. Blocks merge the segments of their channels each
-for itself, in 1 or 2 microseconds; to share the channels out would take another wait. Where all channels stay in the
-cache together, phases find them there, too. Columns are grouped by whole sectors, or memory would move what nobody
-reads. None of these limits was measured on a GPU yet.
+it has in the cache, and costs a wait of the whole grid, some 1.5 to 3 microseconds, and 1 or 2 in which each block
+merges the segments of its channels; to share the channels out would take another wait. 4 microseconds are 12 MB of an
+H100's 3 TB/s. With 24 MB in the cache at a time, 16 microseconds in place of 24, that leaves half of the 8. Where all
+channels stay in the cache together, phases find them there, too. Columns are grouped by whole sectors, or memory would
+move what nobody reads. None of these limits was measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ SHORT = 128
 ROWS = 64
 """Rows from which on partials for each column, of 16 bytes, are few beside the tensor."""
 
+MERGES = 4
+"""Segments that a thread of a group's block merges at the most."""
+
 
 class Limits(NamedTuple):
     """What depends on the machine."""
@@ -69,7 +72,7 @@ class Limits(NamedTuple):
     cache: int
     """Bytes of the second-level cache that can be counted on: half, the other half is for what is written."""
     wait: int
-    """Bytes that memory could move while a grid waits for its last block."""
+    """Bytes that memory could move while a grid waits for its last block, and merges."""
 
 
 GPU = Limits(
@@ -81,7 +84,7 @@ GPU = Limits(
     resident=264,
     channels=128,
     cache=24_000_000,
-    wait=9_000_000,
+    wait=12_000_000,
 )
 SIMULATOR = Limits(threads=4, whole=8, lanes=2, sector=16, blocks=6, resident=8, channels=4, cache=6_000, wait=1_500)
 """Threads are Python's there, and slow; everything comes about at small size."""
@@ -205,7 +208,7 @@ def _columns(
 
 
 def _strips(shape: Shape3, dtype: Any, aligned: bool, tensors: int) -> Cut | None:
-    """Columns in groups, if that pays: in the widest chunks of whole sectors with which it does."""
+    """Columns in groups, if that pays: in the widest chunks of whole sectors of which threads have few to merge."""
     outer, channels, inner = shape
     itemsize = np.dtype(dtype).itemsize
     width = BYTES // itemsize
@@ -214,7 +217,7 @@ def _strips(shape: Shape3, dtype: Any, aligned: bool, tensors: int) -> Cut | Non
     lanes = min(LIMITS.lanes, LIMITS.threads // width)
     while lanes * BYTES >= LIMITS.sector:
         group = _group(-(-channels // (lanes * width)), outer * lanes * BYTES * tensors)
-        if group:
+        if group and group[0] * lanes * width <= MERGES * LIMITS.threads:
             return _columns(kernels(cuda_columns, dtype, width, aligned), shape, 1, lanes, lanes * width, *group)
         lanes //= 2
     return None

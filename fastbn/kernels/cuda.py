@@ -143,8 +143,7 @@ OWN: dict[ModuleType, tuple[tuple[ModuleType, str], ...]] = {
 """and what those of a module call besides."""
 
 FOUR = ("batch_stats", "normalize", "backward_sums", "backward_input")
-WHOLE = ("forward", "backward")
-TOGETHER = ("forward_grouped", "backward_grouped")
+WHOLE = ("forward", "backward", "forward_grouped", "backward_grouped")
 
 
 @functools.cache
@@ -171,6 +170,4 @@ def kernels(module: ModuleType, dtype: Any, width: int, aligned: bool) -> Simple
         bound[function.__name__] = cuda_warps.device(copy(function))
     ours = [merge_stats, add_sums, keep_given, merge_given, update_running]
     theirs = [getattr(module, name) for name in (*FOUR, *WHOLE) if hasattr(module, name)]
-    compiled = {kernel.__name__: cuda.jit(copy(kernel)) for kernel in (*ours, *theirs)}
-    together = {name: cuda_warps.cooperative(copy(getattr(module, name)), THREADS) for name in TOGETHER}
-    return SimpleNamespace(**compiled, **together)
+    return SimpleNamespace(**{kernel.__name__: cuda.jit(copy(kernel)) for kernel in (*ours, *theirs)})

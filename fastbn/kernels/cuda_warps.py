@@ -51,12 +51,6 @@ def device(function: F) -> F:
     return compiled
 
 
-def cooperative(function: F, threads: int) -> F:
-    """A kernel whose blocks of so many threads wait for each other; registers suffice for two on a multiprocessor."""
-    compiled: F = cuda.jit(function) if SIMULATED else cuda.jit(function, launch_bounds=(threads, 2))
-    return compiled
-
-
 if SIMULATED:
 
     def _loading(count: int, dtype: Any, aligned: bool) -> Callable[..., None]:
