@@ -10,13 +10,12 @@ import pytest
 import fastbn
 from bench.shapes import RESNET50
 from fastbn import reference
-from tests import device
 from tests.data_for_tests import channels_last, tensor
-from tests.device import INSTALLED, SIMULATED, USABLE, get, nan_like, needs_device, put, put_askew
+from tests.device import INSTALLED, SIMULATED, get, nan_like, needs_device, put, put_askew
 from tests.test_cuda import DTYPES, check_backward, check_forward, parameters
 from tests.tolerances import ULPS, ulps
 
-if INSTALLED and (USABLE or not SIMULATED):
+if INSTALLED:
     from fastbn.cuda import _driver, _engine, _plan
 
 gpu = pytest.mark.gpu
@@ -129,6 +128,8 @@ GROUPED = [
     (52, 36),
     (250, 10),
 ]
+LARGE = [(64, 64, 56, 56), (20, 7, 223, 223), (128, 256, 14, 14), (100_352, 128), (6_272, 2048)]
+SHAPES = GROUPED if SIMULATED else LARGE
 
 
 @pytest.fixture
@@ -147,10 +148,11 @@ def started(monkeypatch):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Sets how many blocks the simulator runs at once."""
+    """Sets how many blocks the device runs at once; a GPU runs no more than it can."""
+    actual = _driver._at_once
 
     def change(blocks):
-        monkeypatch.setattr(device, "AT_ONCE", blocks)
+        monkeypatch.setattr(_driver, "_at_once", lambda *about: blocks if SIMULATED else min(blocks, actual(*about)))
 
     return change
 
@@ -215,7 +217,7 @@ def test_shapes_are_grouped_in_every_way():
 @gpu
 @needs_device
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_grouped_training(rng, shape, dtype):
     x, dout, gamma, beta, running_mean, running_var = given = arrays(rng, shape, dtype)
     out, cache, running, gradients = train(*given)
@@ -234,16 +236,15 @@ ONE = ["forward_grouped", "update_running"], ["backward_grouped"]
 
 @gpu
 @needs_device
-@pytest.mark.skipif(not SIMULATED, reason="a GPU's limits are another's")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_bits_as_the_phases(rng, started, at_once, shape, dtype):
     """Whatever number of blocks the device runs at once; with none, it runs the phases."""
     given = arrays(rng, shape, dtype)
     how = _plan.plan((shape[0], shape[1], int(np.prod(shape[2:]))), np.dtype(dtype), True)
     grouped = bool(how.forward.group), bool(how.backward.group)
     found = {}
-    for blocks in (0, 1, 5, 8):
+    for blocks in (0, 1, 5, 8) if SIMULATED else (0, 1, 100, 1000):
         at_once(blocks)
         started.clear()
         found[blocks] = bits(train(*given))
@@ -276,7 +277,7 @@ def test_the_same_bits_in_groups_of_any_size(rng, monkeypatch, shape):
 @gpu
 @needs_device
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_partials_are_read_when_all_are_written(rng, monkeypatch, shape, dtype):
     """What an earlier call has left there would do without the wait."""
     given = arrays(rng, shape, dtype)
