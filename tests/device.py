@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 
 import numba
 import numpy as np
@@ -14,16 +15,79 @@ INSTALLED = importlib.util.find_spec("numba_cuda") is not None
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
 
+AT_ONCE = 3
+"""Blocks of a cooperative kernel in the simulator."""
+
+
 def shared_array(self, shape, dtype, alignment=None):
     """One array for all threads of a block: the simulator's own gives some of them others, if they ask at once."""
     caller = sys._getframe(1)
-    return self._allocations.setdefault((caller.f_code.co_filename, caller.f_lineno), np.empty(shape, dtype))
+    place = caller.f_code.co_filename, caller.f_lineno, *threading.current_thread().blockIdx
+    return self._allocations.setdefault(place, np.empty(shape, dtype))
+
+
+class Thread(threading.Thread):
+    """One of a cooperative kernel, which waits for its block's or for all."""
+
+    def __init__(self, work, block, thread, of_block, of_grid):
+        super().__init__(target=work, daemon=True)
+        self.blockIdx, self.threadIdx = block, thread
+        self.of_block, self.of_grid, self.error = of_block, of_grid, None
+
+    def run(self):
+        try:
+            super().run()
+        except threading.BrokenBarrierError:
+            pass  # another one has the error
+        except Exception as error:
+            self.error = error
+            self.of_block.abort()
+            self.of_grid.abort()
+
+    def syncthreads(self):
+        self.of_block.wait()
+
+
+def run_together(function, grid, threads, *arguments):
+    """A cooperative kernel's blocks at once: the simulator's own run one after the other, and wait for themselves."""
+    from numba.cuda.simulator.kernelapi import Dim3
+
+    of_grid = threading.Barrier(grid * threads)
+    of_blocks = [threading.Barrier(threads) for _ in range(grid)]
+    started = [
+        Thread(lambda: function(*arguments), Dim3(i, 0, 0), Dim3(t, 0, 0), of_blocks[i], of_grid)
+        for i in range(grid)
+        for t in range(threads)
+    ]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join()
+    for each in started:
+        if each.error is not None:
+            raise each.error
+
+
+def patch_the_simulator():
+    from numba.cuda.simulator import kernel, kernelapi
+
+    class Manager(kernel.BlockManager):
+        def run(self, point, *arguments):
+            if "cg" not in self._f.__code__.co_names:
+                super().run(point, *arguments)
+            elif not any(point):
+                run_together(self._f, self._grid_dim[0], self._block_dim[0], *arguments)
+
+    kernel.BlockManager = Manager
+    kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, threads: AT_ONCE
+    kernelapi.GridGroup.sync = lambda self: threading.current_thread().of_grid.wait()
+    kernelapi.FakeCUDAShared.array = shared_array
 
 
 if SIMULATED:
     sys.setswitchinterval(1e-6)  # the simulator's threads wait for each other, one of them busily
     if INSTALLED:
-        importlib.import_module("numba.cuda.simulator.kernelapi").FakeCUDAShared.array = shared_array
+        patch_the_simulator()
 
 
 def usable():

@@ -30,6 +30,8 @@ SMALL = [
     ((4, 6, 5, 7), 0),
     ((2, 5, 4, 16), 1),
     ((2, 3, 4, 5, 6), 1),
+    ((3, 5, 21, 9), 1),
+    ((60, 32), 1),
 ]
 
 LARGE = [
@@ -118,13 +120,16 @@ def test_small_shapes_are_cut_in_every_way():
         sizes = (int(np.prod(shape)) // shape[axis], shape[axis], 1) if last else tuple(map(int, sizes))
         sizes = (1, 1, int(np.prod(shape))) if shape[axis] == 1 else sizes
         how = plan(sizes, np.dtype(np.float32), True)
-        family = "planes" if len(how.shape) == 3 else "columns"
-        kinds |= {family, f"{family} in {'one' if how.cuts[0] == 1 else 'several'}"}
-        kinds |= {"tiles"} if how.columns[0] > 1 else set()
-        kinds |= {"several columns a channel"} if how.columns[2] > 1 else set()
+        cut = how.phases
+        family = "planes" if len(cut.shape) == 3 else "columns"
+        kinds |= {family, f"{family} in {'one' if cut.cuts[0] == 1 else 'several'}"}
+        kinds |= {"tiles"} if cut.columns[0] > 1 else set()
+        kinds |= {"several columns a channel"} if cut.columns[2] > 1 else set()
         kinds |= {"fused forward"} if how.fused_forward else set()
         kinds |= {"fused backward"} if how.fused_backward else set()
-        kinds |= {f"{family} of {'single' if how.kernels.batch_stats.__name__.endswith('x1') else 'four'}"}
+        kinds |= {f"{family} forward in groups"} if how.forward.group else set()
+        kinds |= {f"{family} backward in groups"} if how.backward.group else set()
+        kinds |= {f"{family} of {'single' if cut.kernels.batch_stats.__name__.endswith('x1') else 'four'}"}
     assert kinds == {
         "planes",
         "planes in one",
@@ -140,6 +145,10 @@ def test_small_shapes_are_cut_in_every_way():
         "several columns a channel",
         "fused forward",
         "fused backward",
+        "planes forward in groups",
+        "planes backward in groups",
+        "columns forward in groups",
+        "columns backward in groups",
     }
 
 

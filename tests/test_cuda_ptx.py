@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numba
@@ -12,6 +13,8 @@ import pytest
 
 import fastbn
 from tests.device import INSTALLED, SIMULATED
+
+THREADS = 256
 
 
 def compiler():
@@ -30,6 +33,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CC = (9, 0)
+WAITS = ["cudaCGGetIntrinsicHandle", "cudaCGSynchronize"]
+"""What a cooperative kernel calls: its grid, and wait for that, once a group."""
 
 # (kernel, tensors that it reads, how often it goes over them, tensors that it writes)
 PLANES = [
@@ -40,8 +45,9 @@ PLANES = [
     ("forward", 1, 2, 1),
     ("backward", 2, 2, 1),
 ]
-COLUMNS = PLANES[:4]
-CASES = [("cuda_planes", *case) for case in PLANES] + [("cuda_columns", *case) for case in COLUMNS]
+GROUPED = [("forward_grouped", 1, 2, 1), ("backward_grouped", 2, 2, 1)]
+COLUMNS = PLANES[:4] + GROUPED
+CASES = [("cuda_planes", *case) for case in PLANES + GROUPED] + [("cuda_columns", *case) for case in COLUMNS]
 
 
 def signatures(shape):
@@ -56,8 +62,10 @@ def signatures(shape):
         "backward_input": (i, i, i, shape, cuts, *[parameter] * 5, f),
         "forward": (i, i, shape, f, parameter, parameter, i),
         "backward": (i, i, i, shape, *[parameter] * 5, f),
-        "merge_stats": (i, i, cuts, i, i, i, i, f, i),
-        "add_sums": (cuts, i, i, *[parameter] * 6),
+        "forward_grouped": (i, i, shape, cuts, i, i, f, parameter, parameter, i),
+        "backward_grouped": (i, i, i, shape, cuts, i, i, *[parameter] * 5, f),
+        "merge_stats": (i, i, i, cuts, i, i, i, i, f, i),
+        "add_sums": (i, cuts, i, i, *[parameter] * 6),
         "keep_given": (parameter, parameter, f, i, i),
         "merge_given": (f, parameter, parameter, f, parameter, parameter, f, i, i),
         "update_running": (parameter, parameter, i, i, f, f),
@@ -75,10 +83,10 @@ def ptx(monkeypatch):
     modules = {"cuda_planes": (cuda_planes, 3), "cuda_columns": (cuda_columns, 4)}
     monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=CC))
 
-    def compiled(module, kernel, dtype, width, aligned=True):
+    def compiled(module, kernel, dtype, width, aligned=True, cc=CC):
         module, ndim = modules[module]
         function = getattr(kernels(module, np.dtype(dtype), width, aligned), kernel).py_func
-        return cuda.compile_ptx(function, signatures(types.UniTuple(types.int64, ndim))[kernel], cc=CC)[0]
+        return cuda.compile_ptx(function, signatures(types.UniTuple(types.int64, ndim))[kernel], cc=cc)[0]
 
     return compiled
 
@@ -90,6 +98,10 @@ def in_a_row(text, instruction, other):
     return max(map(len, runs), default=0)
 
 
+def calls(text):
+    return re.findall(r"call\.uni[^;]*?(\w+),\s*\(", text)
+
+
 @pytest.mark.parametrize(("dtype", "width", "kind"), [(np.float32, 4, "v4.f32"), (np.float64, 2, "v2.f64")])
 @pytest.mark.parametrize(("module", "kernel", "reads", "passes", "writes"), CASES)
 def test_wide_accesses_several_in_flight(ptx, module, kernel, reads, passes, writes, dtype, width, kind):
@@ -99,11 +111,9 @@ def test_wide_accesses_several_in_flight(ptx, module, kernel, reads, passes, wri
     assert len(re.findall(stores, text)) >= 5 * writes
     assert in_a_row(text, loads, rf"{stores}|bra") >= 4 * reads
     assert ".local" not in text  # no spills, no arrays outside of registers
-    assert "call" not in text
+    assert calls(text) == (WAITS if "grouped" in kernel else [])
     shuffles = len(re.findall(r"shfl\.sync", text))
-    assert (shuffles > 0) == (
-        module == "cuda_planes" and kernel in ("batch_stats", "backward_sums", "forward", "backward")
-    )
+    assert (shuffles > 0) == (module == "cuda_planes" and kernel not in ("normalize", "backward_input"))
 
 
 @pytest.mark.parametrize(
@@ -114,14 +124,37 @@ def test_single_accesses_elsewhere(ptx, module, kernel, dtype, width, aligned):
     text = ptx(module, kernel, dtype, width, aligned)
     assert not re.findall(r"(?:ld|st)\.global\.v", text)
     assert ".local" not in text
-    assert "call" not in text
+    assert calls(text) == (WAITS if "grouped" in kernel else [])
+
+
+@pytest.mark.parametrize("cc", [(8, 0), CC])
+@pytest.mark.parametrize(("dtype", "width"), [(np.float32, 4), (np.float32, 1), (np.float64, 2)])
+@pytest.mark.parametrize("kernel", ["forward_grouped", "backward_grouped"])
+@pytest.mark.parametrize("module", ["cuda_planes", "cuda_columns"])
+def test_cooperative_kernels_link_and_do_not_spill(ptx, module, kernel, dtype, width, cc):
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba.cuda.cudadrv.libs import get_cudalib
+
+    library = Path(get_cudalib("cudadevrt", static=True))
+    if not library.is_file():
+        pytest.skip("no libcudadevrt: a device would run the phases")
+    text = ptx(module, kernel, dtype, width, cc=cc)
+    parts = ObjectCode.from_ptx(text.encode()), ObjectCode.from_library(library.read_bytes())
+    linker = Linker(*parts, options=LinkerOptions(arch="sm_{}{}".format(*cc), ptxas_options=["-v"]))
+    linker.link("cubin")
+    said = linker.get_info_log()
+    assert re.findall(r"(\d+) bytes (?:stack|spill)", said) == ["0", "0", "0"]
+    (registers,) = map(int, re.findall(r"Used (\d+) registers", said))
+    assert registers * THREADS <= 65536  # one block at least; two on an H100 but for one kernel
+    if cc == CC and (module, kernel, dtype, width) != ("cuda_columns", "backward_grouped", np.float32, 4):
+        assert 2 * registers * THREADS <= 65536
 
 
 @pytest.mark.parametrize("kernel", ["merge_stats", "add_sums", "keep_given", "merge_given", "update_running"])
 def test_the_kernels_per_channel(ptx, kernel):
     text = ptx("cuda_planes", kernel, np.float64, 1, False)
     assert ".local" not in text
-    assert "call" not in text
+    assert calls(text) == []
 
 
 def test_float32_is_not_summed_value_by_value_in_float64(ptx):
@@ -188,6 +221,7 @@ def launches(ptx, monkeypatch):
         return launch
 
     monkeypatch.setattr(_driver, "_configured", configured)
+    monkeypatch.setattr(_driver, "_at_once", lambda *_: 264)
     monkeypatch.setattr(_driver, "current_device", lambda: 0)
     monkeypatch.setattr(_driver, "require_here", lambda name, pointer: None)
     monkeypatch.setattr(_driver.Stream, "empty", lambda self, *arguments: Pretended(*arguments))
@@ -195,27 +229,33 @@ def launches(ptx, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "strides", "fused"),
+    ("shape", "strides", "way"),
     [
-        ((32, 64, 56, 56), None, False),
-        ((32, 64, 56, 56), (802816, 4, 14336, 256), False),
-        ((32, 256, 14, 14), None, True),
+        ((32, 64, 56, 56), None, "grouped"),
+        ((32, 64, 56, 56), (802816, 4, 14336, 256), "grouped"),
+        ((8, 64, 56, 56), None, "phases"),
+        ((8, 64, 56, 56), (802816, 4, 14336, 256), "phases"),
+        ((32, 64, 56, 56), None, "no cooperative launch"),
+        ((32, 256, 14, 14), None, "fused"),
     ],
 )
-def test_calls_start_kernels_that_compile(launches, shape, strides, fused):
+def test_calls_start_kernels_that_compile(launches, monkeypatch, shape, strides, way):
     """All but the launch itself, without a GPU: the kernels and the types of their arguments."""
+    from fastbn.cuda import _driver
+
+    if way == "no cooperative launch":
+        monkeypatch.setattr(_driver, "_at_once", lambda *_: 0)
+    one = {"grouped": "_grouped", "fused": ""}.get(way)
     x, dout = (Pretended(shape, np.float32, strides) for _ in range(2))
     gamma, beta, mean, var = (Pretended(shape[1:2], np.float32) for _ in range(4))
     out, cache = fastbn.forward(x, gamma, beta, mean, var)
     assert out.__cuda_array_interface__["strides"] == strides
-    assert launches == [
-        "forward" if fused else "batch_stats",
-        *["merge_stats", "normalize"][fused * 2 :],
-        "update_running",
-    ]
+    forward = ["batch_stats", "merge_stats", "normalize"] if one is None else [f"forward{one}"]
+    assert launches == [*forward, "update_running"]
     launches.clear()
     fastbn.backward(dout, cache, out=dout)
-    assert launches == (["backward"] if fused else ["backward_sums", "add_sums", "backward_input"])
+    backward = ["backward_sums", "add_sums", "backward_input"]
+    assert launches == (backward if one is None else [f"backward{one}"])
     launches.clear()
     fastbn.inference(x, mean, var, gamma, beta)
     assert launches == ["normalize"]
@@ -225,3 +265,28 @@ def test_calls_start_kernels_that_compile(launches, shape, strides, fused):
     fastbn.backward(dout, fastbn.forward(x, gamma, beta, mean, var, training=False)[1])
     wanted = ["batch_stats", "merge_stats"] * 2 + ["merge_given"] * 2 + ["normalize"]
     assert launches == [*wanted, "keep_given", "normalize", "backward_sums", "add_sums", "normalize"]
+
+
+@pytest.mark.parametrize(("possible", "library", "blocks"), [(1, __file__, 264), (0, __file__, 0), (1, "nowhere", 0)])
+def test_blocks_wait_for_each_other_where_the_device_can(monkeypatch, possible, library, blocks):
+    from numba import cuda
+    from numba.cuda.cudadrv import libs
+
+    from fastbn.cuda import _driver
+
+    asked = []
+
+    class Kernel:
+        typeof_pyval = staticmethod(numba.typeof)
+
+        def compile(self, kinds):
+            asked.append(kinds)
+            return SimpleNamespace(max_cooperative_grid_blocks=lambda threads: threads + 8)
+
+    device = SimpleNamespace(COOPERATIVE_LAUNCH=possible)
+    monkeypatch.setattr(cuda, "current_context", lambda: SimpleNamespace(device=device))
+    monkeypatch.setattr(libs, "get_cudalib", lambda name, static: library)
+    kernel = Kernel()
+    answers = [_driver._at_once(kernel, THREADS, 0, 1, (2.0,)) for _ in range(2)]
+    assert answers == [blocks, blocks]
+    assert len(asked) == (blocks > 0)  # only once

@@ -10,6 +10,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ LEGACY = 1
 
 _chosen: contextvars.ContextVar[int | None] = contextvars.ContextVar("fastbn_stream", default=None)
 _scratch = threading.local()
+_most: dict[tuple[Any, int, int], int] = {}
 
 
 @contextlib.contextmanager
@@ -84,6 +86,13 @@ class Stream:
         else:
             _configured(kernel, grid, threads, self.device, self.handle)(*arguments)
 
+    def launch_together(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> bool:
+        """Start a kernel whose blocks wait for each other, with as many of them as run at once; whether it could be."""
+        grid = min(blocks, _at_once(kernel, threads, self.device, *arguments))
+        if grid:
+            self.launch(kernel, grid, threads, *arguments)
+        return grid > 0
+
     def empty(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Any:
         """A new array, to be used on this stream. ``MemoryError`` where the device has no more."""
         try:
@@ -124,6 +133,24 @@ def _configured(kernel: Any, grid: int, threads: int, device: int, handle: int) 
         warnings.simplefilter("ignore", NumbaPerformanceWarning)
         configured: Callable[..., None] = kernel[grid, threads, _stream(device, handle)]
     return configured
+
+
+def _at_once(kernel: Any, threads: int, device: int, *arguments: Any) -> int:
+    """How many blocks of a kernel the device runs at once; 0 where blocks cannot wait for each other.
+
+    All that it runs, on whatever stream, is counted as gone by then: a cooperative launch waits for its room.
+    """
+    if SIMULATED:
+        return int(kernel.overloads[()].max_cooperative_grid_blocks(threads))
+    key = kernel, threads, device
+    if key not in _most:
+        from numba.cuda.cudadrv.libs import get_cudalib
+
+        library = Path(get_cudalib("cudadevrt", static=True))  # has what blocks wait with
+        possible = cuda.current_context().device.COOPERATIVE_LAUNCH and library.is_file()
+        compiled = kernel.compile(tuple(map(kernel.typeof_pyval, arguments))) if possible else None
+        _most[key] = compiled.max_cooperative_grid_blocks(threads) if compiled else 0
+    return _most[key]
 
 
 def current_device() -> int:

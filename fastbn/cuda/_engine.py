@@ -13,7 +13,7 @@ import numpy as np
 
 from fastbn.cuda import _arrays, _driver
 from fastbn.cuda._arrays import View
-from fastbn.cuda._plan import LIMITS, Plan, plan
+from fastbn.cuda._plan import LIMITS, Cut, plan
 from fastbn.kernels import cuda_planes
 from fastbn.kernels.cuda import kernels
 from fastbn.kernels.cuda_blocks import Parameter
@@ -36,10 +36,9 @@ class Call:
         self.last = _arrays.channels_last("x", x, axis)
         self.stream = _driver.Stream([array.stream for array in arrays])
         self.axis = axis
-        self.plan: Plan | None = None
-        if x.size:
-            aligned = all(array.aligned for array in (x, *tensors) if array is not None)
-            self.plan = plan(_arrays.shape_of(x, axis, self.last), x.dtype, aligned)
+        aligned = all(array.aligned for array in (x, *tensors) if array is not None)
+        self.plan = plan(_arrays.shape_of(x, axis, self.last), x.dtype, aligned) if x.size else None
+        self.how = self.plan.phases if self.plan else None  # training has cuts of its own
 
     def result(self, out: View | None) -> View:
         """``out``, or a new tensor that lies in memory as ``x`` does."""
@@ -63,15 +62,15 @@ class Call:
 
     def batch_stats(self, eps: float, statistics: View) -> None:
         """Mean, ``inv_std`` and variance of ``x``; of no values, zeros as mean and variance."""
-        how = self.plan
+        how = self.how
         if how is None:
             self.keep_given(None, None, eps, statistics)
             return
         partials = self.stream.scratch(how.partials)
         x = _address(self.x)
         self._launch(how, how.kernels.batch_stats, x, how.shape, how.cuts, partials)
-        division = how.step, how.columns, how.cuts[0], how.units, how.values
-        self._merge(how.kernels.merge_stats, x, *division, partials, eps, _address(statistics))
+        division = how.step, how.team, how.columns, how.cuts[0], how.units, how.values
+        self._merge(how.team, how.kernels.merge_stats, x, *division, partials, eps, _address(statistics))
 
     def keep_given(self, mean: PerChannel, var: PerChannel, eps: float, statistics: View) -> None:
         """Mean, ``inv_std`` and variance from given arrays."""
@@ -82,7 +81,7 @@ class Call:
         self, x: View, mean: PerChannel, spread: PerChannel, eps: float, gamma: PerChannel, beta: PerChannel, out: View
     ) -> None:
         """``spread`` is the variance, or ``inv_std`` with ``GIVEN`` as ``eps``."""
-        how = self.plan
+        how = self.how
         if how is not None:
             statistics = _parameter(mean), _parameter(spread), eps
             tensors = _address(x), _address(out), how.shape, how.cuts
@@ -90,20 +89,16 @@ class Call:
 
     def forward(self, eps: float, gamma: PerChannel, beta: PerChannel, out: View, statistics: View) -> None:
         """``batch_stats`` and ``normalize``."""
-        how = self.plan
-        if how is not None and how.fused_forward:
-            parameters = _parameter(gamma), _parameter(beta), _address(statistics)
-            self.stream.launch(
-                how.fused.forward,
-                self.channels,
-                LIMITS.whole,
-                _address(self.x),
-                _address(out),
-                how.fused_shape,
-                eps,
-                *parameters,
-            )
-            return
+        plans = self.plan
+        if plans is not None:
+            self.how = plans.forward
+            tensors = _address(self.x), _address(out)
+            parameters = eps, _parameter(gamma), _parameter(beta), _address(statistics)
+            if plans.fused_forward:
+                self._fused(plans.fused.forward, *tensors, plans.fused_shape, *parameters)
+                return
+            if self._together("forward_grouped", tensors, parameters):
+                return
         self.batch_stats(eps, statistics)
         self.normalize(self.x, row(statistics, 0), row(statistics, 1), GIVEN, gamma, beta, out)
 
@@ -123,17 +118,26 @@ class Call:
         dgamma: PerChannel = None,
     ) -> None:
         """The gradient's two sums, into as many arrays as are there."""
-        how = self.plan
+        how = self.how
         targets = [_parameter(target) for target in (sum_dout, sum_dout_xhat, dbeta, dgamma)]
         statistics = _parameter(mean), _parameter(inv_std)
         if how is None:
             scratch = self.stream.scratch(1)
-            self._merge(_small().add_sums, (1, self.channels, 1), 0, scratch, *statistics, *targets)
+            self._merge(
+                LIMITS.threads,
+                _small().add_sums,
+                LIMITS.threads,
+                (1, self.channels, 1),
+                0,
+                scratch,
+                *statistics,
+                *targets,
+            )
             return
         partials = self.stream.scratch(how.partials)
         tensors = _address(dout), _address(self.x), how.shape, how.cuts
         self._launch(how, how.kernels.backward_sums, *tensors, statistics[0], partials)
-        self._merge(how.kernels.add_sums, how.columns, how.cuts[0], partials, *statistics, *targets)
+        self._merge(how.team, how.kernels.add_sums, how.team, how.columns, how.cuts[0], partials, *statistics, *targets)
 
     def backward_input(
         self,
@@ -147,7 +151,7 @@ class Call:
         out: View,
     ) -> None:
         """``dx`` from the whole batch's sums."""
-        how = self.plan
+        how = self.how
         if how is not None:
             per_channel = [_parameter(array) for array in (mean, inv_std, gamma, sum_dout, sum_dout_xhat)]
             tensors = _address(dout), _address(self.x), _address(out), how.shape, how.cuts
@@ -157,26 +161,41 @@ class Call:
         self, dout: View, mean: View, inv_std: View, gamma: PerChannel, dgamma: PerChannel, dbeta: PerChannel, out: View
     ) -> None:
         """``backward_sums`` and ``backward_input``."""
-        how = self.plan
-        if how is not None and how.fused_backward:
-            per_channel = [_parameter(array) for array in (mean, inv_std, gamma, dgamma, dbeta)]
-            tensors = _address(dout), _address(self.x), _address(out), how.fused_shape
-            self.stream.launch(
-                how.fused.backward, self.channels, LIMITS.whole, *tensors, *per_channel, float(how.count)
-            )
-            return
+        plans = self.plan
+        count = float(plans.count) if plans else 0.0
+        if plans is not None:
+            self.how = plans.backward
+            tensors = _address(dout), _address(self.x), _address(out)
+            parameters = *(_parameter(array) for array in (mean, inv_std, gamma, dgamma, dbeta)), count
+            if plans.fused_backward:
+                self._fused(plans.fused.backward, *tensors, plans.fused_shape, *parameters)
+                return
+            if self._together("backward_grouped", tensors, parameters):
+                return
         sums = self.vector(), self.vector()
         self.backward_sums(dout, mean, inv_std, *sums, dbeta, dgamma)
-        if how is not None:
-            self.backward_input(dout, mean, inv_std, gamma, *sums, float(how.count), out)
+        self.backward_input(dout, mean, inv_std, gamma, *sums, count, out)
 
-    def _launch(self, how: Plan, kernel: Any, *arguments: Any) -> None:
+    def _launch(self, how: Cut, kernel: Any, *arguments: Any) -> None:
         self.stream.launch(kernel, how.grid, LIMITS.threads, *arguments)
 
-    def _merge(self, kernel: Any, *arguments: Any) -> None:
+    def _fused(self, kernel: Any, *arguments: Any) -> None:
         """A block for each channel."""
+        self.stream.launch(kernel, self.channels, LIMITS.whole, *arguments)
+
+    def _together(self, kernel: str, tensors: tuple[Any, ...], parameters: tuple[Any, ...]) -> bool:
+        """Start a cooperative kernel, where the plan has one and the device takes it."""
+        how = self.how
+        if how is None or not how.group:
+            return False
+        partials = self.stream.scratch(how.partials + 2 * self.channels)
+        arguments = *tensors, how.shape, how.cuts, how.group, partials, *parameters
+        return self.stream.launch_together(getattr(how.kernels, kernel), LIMITS.resident, LIMITS.threads, *arguments)
+
+    def _merge(self, team: int, kernel: Any, *arguments: Any) -> None:
+        """A team for each channel."""
         if self.channels:
-            self.stream.launch(kernel, self.channels, LIMITS.threads, *arguments)
+            self.stream.launch(kernel, -(-self.channels * team // LIMITS.threads), LIMITS.threads, *arguments)
 
     def _per_channel(self, kernel: Any, *arguments: Any) -> None:
         """A thread for each channel."""

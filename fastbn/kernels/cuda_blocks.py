@@ -38,6 +38,7 @@ COEFFICIENTS = 6 * WIDTH
 block_sum: Any = None
 load: Any = None
 store: Any = None
+behind: Any = None
 read: Any = None
 read32: Any = None
 read64: Any = None

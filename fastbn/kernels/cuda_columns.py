@@ -1,122 +1,26 @@
-"""Kernels on columns: matrices of shape (rows, columns, channels, inner), column j of channel j // inner % channels.
+"""Kernels on columns, for channels last and for short planes: matrices of ``cuda_column_loops``.
 
-For channels last, and for short planes. A thread owns the ``WIDTH`` columns of one access, side by side, and takes
-every so many rows of its block's segment. ``cuts`` is (segments, lanes, chunks): ``lanes`` threads stand side by side,
-a power of two, and so many times in a row of blocks. Templates, as those of ``cuda_blocks``. Grids: segments x chunks.
+Templates, as those of ``cuda_blocks``. Grids: segments x chunks.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from numba import cuda
 
-from fastbn._typing import Address, Array
-from fastbn.kernels.cuda_blocks import (
-    CHUNK,
-    COEFFICIENTS,
-    DTYPE,
-    LOADS,
-    SHARED,
-    WIDTH,
-    Parameter,
-    Shape,
-    affine,
-    block_moments1,
-    cut,
-    fold,
-    fold_products,
-    given,
-    grad_input1,
-    gradient,
-    load,
-    normalize1,
-    origin_of,
-    pivot1,
-    read,
-    store,
-    write64,
+from fastbn._typing import Address
+from fastbn.kernels.cuda_blocks import WIDTH, Parameter, Shape, behind
+from fastbn.kernels.cuda_column_loops import (
+    gradient_columns,
+    normalize_columns,
+    sum_columns,
+    sum_gradient_columns,
 )
-
-
-def own(shape: Shape, cuts: Shape, block: int) -> tuple[int, int, int, int, int]:
-    """Where the segment begins, the thread's first row, where it ends, its first column and its step in rows.
-
-    A thread beyond the last column has no rows.
-    """
-    rows, columns = shape[0], shape[1]
-    segments, lanes, chunks = cuts
-    segment = block // chunks
-    start = cut(rows, segment, segments)
-    column = (block % chunks * lanes + cuda.threadIdx.x % lanes) * WIDTH
-    last = cut(rows, segment + 1, segments) if column < columns else start
-    return start, start + cuda.threadIdx.x // lanes, last, column, cuda.blockDim.x // lanes
-
-
-def channel_of(shape: Shape, column: int) -> int:
-    """The channel of a column."""
-    return column // shape[3] % shape[2]
-
-
-def over_rows(values: Array, shared: Array, lanes: int) -> None:
-    """Add up what the threads of the same columns have; the first of them get the sums."""
-    t = cuda.threadIdx.x
-    for j in range(WIDTH):
-        shared[t * WIDTH + j] = values[j]
-    cuda.syncthreads()
-    half = cuda.blockDim.x // 2
-    while half >= lanes:
-        if t < half:
-            for j in range(WIDTH):
-                shared[t * WIDTH + j] += shared[(t + half) * WIDTH + j]
-        cuda.syncthreads()
-        half //= 2
-    for j in range(WIDTH):
-        values[j] = shared[t * WIDTH + j]
-    cuda.syncthreads()
-
-
-def gradient_value(dout: Any, x: Any, coefficients: Array, j: int) -> Any:
-    """``grad_input1`` with the coefficients of a column."""
-    i = 6 * j
-    a, b, c = coefficients[i], coefficients[i + 1], coefficients[i + 2]
-    return grad_input1(dout, x, a, b, c, coefficients[i + 3], coefficients[i + 4], coefficients[i + 5])
+from fastbn.kernels.cuda_merge import finish_statistics, finish_sums
 
 
 def batch_stats(x: Address, shape: Shape, cuts: Shape, partials: Address) -> None:
-    """Moments of segments (see ``formulas``), but for the counts."""
-    shared = cuda.shared.array(SHARED, np.float64)
-    values = cuda.local.array(CHUNK, DTYPE)
-    pivots = cuda.local.array(WIDTH, np.float64)
-    totals = cuda.local.array(WIDTH, np.float64)
-    squares = cuda.local.array(WIDTH, np.float64)
-    start, row, last, column, step = own(shape, cuts, cuda.blockIdx.x)
-    columns = shape[1]
-    for j in range(WIDTH):
-        pivots[j] = pivot1(read(x, start * columns + column + j)) if start < last else 0.0
-        totals[j] = squares[j] = 0.0
-    while row + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(x, (row + k * step) * columns + column, values, k * WIDTH)
-        for j in range(WIDTH):
-            totals[j], squares[j] = fold(values, j, WIDTH, LOADS, pivots[j], totals[j], squares[j])
-        row += LOADS * step
-    while row < last:
-        load(x, row * columns + column, values, 0)
-        for j in range(WIDTH):
-            totals[j], squares[j] = fold(values, j, WIDTH, 1, pivots[j], totals[j], squares[j])
-        row += step
-    over_rows(totals, shared, cuts[1])
-    over_rows(squares, shared, cuts[1])
-    if cuda.threadIdx.x < cuts[1] and start < last:
-        count = np.float64(last - start)
-        place = cuda.blockIdx.x // cuts[2] * columns + column
-        for j in range(WIDTH):
-            origin = origin_of(x, channel_of(shape, column + j), shape[3])
-            moments = block_moments1(count, pivots[j], totals[j], squares[j], origin)
-            write64(partials, place + j, moments[1])
-            write64(partials, cuts[0] * columns + place + j, moments[2])
+    """Moments of segments."""
+    sum_columns(x, shape, cuts, cuda.blockIdx.x, partials)
 
 
 def normalize(
@@ -131,69 +35,12 @@ def normalize(
     beta: Parameter,
 ) -> None:
     """From the end: what the statistics read last may still be in the cache."""
-    values = cuda.local.array(CHUNK, DTYPE)
-    centers = cuda.local.array(WIDTH, DTYPE)
-    scales = cuda.local.array(WIDTH, DTYPE)
-    shifts = cuda.local.array(WIDTH, DTYPE)
-    _, row, last, column, step = own(shape, cuts, cuda.gridDim.x - 1 - cuda.blockIdx.x)
-    columns = shape[1]
-    if row >= last:
-        return
-    for j in range(WIDTH):
-        c = channel_of(shape, column + j)
-        centers[j], scales[j], shifts[j] = affine(x, c, mean, spread, eps, gamma, beta)
-    while row + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(x, (row + k * step) * columns + column, values, k * WIDTH)
-        for k in range(LOADS):
-            for j in range(WIDTH):
-                i = k * WIDTH + j
-                values[i] = normalize1(values[i], centers[j], scales[j], shifts[j])
-            store(out, (row + k * step) * columns + column, values, k * WIDTH)
-        row += LOADS * step
-    while row < last:
-        load(x, row * columns + column, values, 0)
-        for j in range(WIDTH):
-            values[j] = normalize1(values[j], centers[j], scales[j], shifts[j])
-        store(out, row * columns + column, values, 0)
-        row += step
+    normalize_columns(x, out, shape, cuts, cuda.gridDim.x - 1 - cuda.blockIdx.x, mean, spread, eps, gamma, beta)
 
 
 def backward_sums(dout: Address, x: Address, shape: Shape, cuts: Shape, mean: Parameter, partials: Address) -> None:
-    """``sum(dout)`` and ``sum(dout * (x - center))`` of segments."""
-    shared = cuda.shared.array(SHARED, np.float64)
-    douts = cuda.local.array(CHUNK, DTYPE)
-    values = cuda.local.array(CHUNK, DTYPE)
-    centers = cuda.local.array(WIDTH, DTYPE)
-    totals = cuda.local.array(WIDTH, np.float64)
-    products = cuda.local.array(WIDTH, np.float64)
-    start, row, last, column, step = own(shape, cuts, cuda.blockIdx.x)
-    columns = shape[1]
-    for j in range(WIDTH):
-        centers[j] = DTYPE(given(mean, channel_of(shape, column + j), 0.0))
-        totals[j] = products[j] = 0.0
-    while row + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(dout, (row + k * step) * columns + column, douts, k * WIDTH)
-            load(x, (row + k * step) * columns + column, values, k * WIDTH)
-        for j in range(WIDTH):
-            folded = fold_products(douts, values, j, WIDTH, LOADS, centers[j], totals[j], products[j])
-            totals[j], products[j] = folded
-        row += LOADS * step
-    while row < last:
-        load(dout, row * columns + column, douts, 0)
-        load(x, row * columns + column, values, 0)
-        for j in range(WIDTH):
-            folded = fold_products(douts, values, j, WIDTH, 1, centers[j], totals[j], products[j])
-            totals[j], products[j] = folded
-        row += step
-    over_rows(totals, shared, cuts[1])
-    over_rows(products, shared, cuts[1])
-    if cuda.threadIdx.x < cuts[1] and start < last:
-        place = cuda.blockIdx.x // cuts[2] * columns + column
-        for j in range(WIDTH):
-            write64(partials, place + j, totals[j])
-            write64(partials, cuts[0] * columns + place + j, products[j])
+    """The gradient's sums of segments."""
+    sum_gradient_columns(dout, x, shape, cuts, cuda.blockIdx.x, mean, partials)
 
 
 def backward_input(
@@ -210,32 +57,80 @@ def backward_input(
     count: float,
 ) -> None:
     """From the end as well."""
-    douts = cuda.local.array(CHUNK, DTYPE)
-    values = cuda.local.array(CHUNK, DTYPE)
-    coefficients = cuda.local.array(COEFFICIENTS, DTYPE)
-    _, row, last, column, step = own(shape, cuts, cuda.gridDim.x - 1 - cuda.blockIdx.x)
-    columns = shape[1]
-    if row >= last:
-        return
-    for j in range(WIDTH):
-        c = channel_of(shape, column + j)
-        made = gradient(x, c, mean, inv_std, gamma, given(sum_dout, c, 0.0), given(sum_dout_xhat, c, 0.0), count)
-        for k in range(6):
-            coefficients[6 * j + k] = made[k]
-    while row + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(dout, (row + k * step) * columns + column, douts, k * WIDTH)
-            load(x, (row + k * step) * columns + column, values, k * WIDTH)
-        for k in range(LOADS):
-            for j in range(WIDTH):
-                i = k * WIDTH + j
-                douts[i] = gradient_value(douts[i], values[i], coefficients, j)
-            store(dx, (row + k * step) * columns + column, douts, k * WIDTH)
-        row += LOADS * step
-    while row < last:
-        load(dout, row * columns + column, douts, 0)
-        load(x, row * columns + column, values, 0)
-        for j in range(WIDTH):
-            douts[j] = gradient_value(douts[j], values[j], coefficients, j)
-        store(dx, row * columns + column, douts, 0)
-        row += step
+    block = cuda.gridDim.x - 1 - cuda.blockIdx.x
+    gradient_columns(dout, x, dx, shape, cuts, block, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count)
+
+
+def block_in(cuts: Shape, begun: int, chunks: int, i: int) -> int:
+    """Block ``i`` of those that have so many chunks from ``begun`` on."""
+    return i // chunks * cuts[2] + begun + i % chunks
+
+
+def forward_grouped(
+    x: Address,
+    out: Address,
+    shape: Shape,
+    cuts: Shape,
+    group: int,
+    partials: Address,
+    eps: float,
+    gamma: Parameter,
+    beta: Parameter,
+    statistics: Address,
+) -> None:
+    """``batch_stats``, ``merge_stats`` and ``normalize`` of ``group`` chunks after the other, all blocks on each.
+
+    Launched cooperatively; the same bits for any grid. Columns are channels here. Blocks that have the same ones merge
+    them each for itself, and write the same.
+    """
+    grid = cuda.cg.this_grid()
+    segments, lanes, chunks = cuts
+    rows, channels, wide = shape[0], shape[2], lanes * WIDTH
+    columns, team = (1, channels, 1), cuda.blockDim.x // wide
+    mean, inv_std = (statistics, 8), (behind(statistics, channels), 8)
+    for begun in range(0, chunks, group):
+        some = min(group, chunks - begun)
+        for i in range(cuda.blockIdx.x, segments * some, cuda.gridDim.x):
+            sum_columns(x, shape, cuts, block_in(cuts, begun, some, i), partials)
+        grid.sync()
+        for i in range(cuda.blockIdx.x, segments * some, cuda.gridDim.x):
+            block = block_in(cuts, begun, some, i)
+            c = block % chunks * wide + cuda.threadIdx.x // team
+            finish_statistics(x, 1, c, team, columns, segments, rows, 1, partials, eps, statistics)
+            cuda.syncthreads()
+            normalize_columns(x, out, shape, cuts, block, mean, inv_std, -1.0, gamma, beta)
+
+
+def backward_grouped(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    shape: Shape,
+    cuts: Shape,
+    group: int,
+    partials: Address,
+    mean: Parameter,
+    inv_std: Parameter,
+    gamma: Parameter,
+    dgamma: Parameter,
+    dbeta: Parameter,
+    count: float,
+) -> None:
+    """``backward_sums``, ``add_sums`` and ``backward_input`` likewise. Behind the partials is room for the sums."""
+    grid = cuda.cg.this_grid()
+    segments, lanes, chunks = cuts
+    channels, wide = shape[2], lanes * WIDTH
+    columns, team = (1, channels, 1), cuda.blockDim.x // wide
+    sums = behind(partials, 2 * segments * channels)
+    sum_dout, sum_dout_xhat = (sums, 8), (behind(sums, channels), 8)
+    for begun in range(0, chunks, group):
+        some = min(group, chunks - begun)
+        for i in range(cuda.blockIdx.x, segments * some, cuda.gridDim.x):
+            sum_gradient_columns(dout, x, shape, cuts, block_in(cuts, begun, some, i), mean, partials)
+        grid.sync()
+        for i in range(cuda.blockIdx.x, segments * some, cuda.gridDim.x):
+            block = block_in(cuts, begun, some, i)
+            c = block % chunks * wide + cuda.threadIdx.x // team
+            finish_sums(c, team, columns, segments, partials, mean, inv_std, sum_dout, sum_dout_xhat, dbeta, dgamma)
+            cuda.syncthreads()
+            gradient_columns(dout, x, dx, shape, cuts, block, mean, inv_std, gamma, sum_dout, sum_dout_xhat, count)

@@ -1,192 +1,33 @@
 """Kernels on planes, tensors of shape (outer, channels, inner): a block has a segment of a channel's values.
 
-A thread takes every ``blockDim.x``-th access of the segment. Its *walk* is how it gets from one to the next: how many
-accesses a plane has, how far it goes within the plane and in memory, and how far more to the channel's next plane.
 Templates, as those of ``cuda_blocks``. ``cuts`` of planes is (segments, 0, 0).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import cuda
 
-from fastbn._typing import Address, Moments3, Scalar
+from fastbn._typing import Address, Moments3
 from fastbn.kernels.cuda_blocks import (
-    CHUNK,
     DTYPE,
-    LOADS,
     WIDTH,
     Parameter,
     Shape,
     affine,
     affine1,
-    block_moments1,
-    block_sum,
-    cut,
-    fold,
-    fold_products,
     given,
-    grad_input1,
     gradient,
     inv_std1,
     keep,
-    load,
     mean_var1,
-    normalize1,
     origin_of,
-    pivot1,
     put,
-    read,
-    store,
     sum_dout_xhat1,
     write64,
 )
-
-
-def begin(shape: Shape, c: int, segment: int, segments: int) -> tuple[int, int, int, int, tuple[int, int, int, int]]:
-    """The thread's first access, the segment's end, the place in its plane and in memory, and the walk."""
-    outer, channels, inner = shape
-    plane, step = inner // WIDTH, cuda.blockDim.x
-    i = cut(outer * plane, segment, segments) + cuda.threadIdx.x
-    last = cut(outer * plane, segment + 1, segments)
-    place, ahead = i % plane, step % plane
-    offset = (i // plane * channels + c) * inner + place * WIDTH
-    walk = plane, ahead, step // plane * channels * inner + ahead * WIDTH, (channels - 1) * inner
-    return i, last, place, offset, walk
-
-
-def advance(place: int, offset: int, walk: tuple[int, int, int, int]) -> tuple[int, int]:
-    """The place in its plane and in memory of the next access."""
-    place += walk[1]
-    offset += walk[2]
-    if place >= walk[0]:
-        place -= walk[0]
-        offset += walk[3]
-    return place, offset
-
-
-def sum_plane(x: Address, shape: Shape, c: int, segment: int, segments: int) -> Moments3:
-    """Moments (see ``formulas``) of a segment, to every thread."""
-    outer, channels, inner = shape
-    values = cuda.local.array(CHUNK, DTYPE)
-    i, last, place, offset, walk = begin(shape, c, segment, segments)
-    start = cut(outer * walk[0], segment, segments)
-    pivot = pivot1(read(x, (start // walk[0] * channels + c) * inner + start % walk[0] * WIDTH))
-    total: Scalar = np.float64(0.0)
-    square: Scalar = np.float64(0.0)
-    step = cuda.blockDim.x
-    while i + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(x, offset, values, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        total, square = fold(values, 0, 1, LOADS * WIDTH, pivot, total, square)
-        i += LOADS * step
-    while i < last:
-        load(x, offset, values, 0)
-        place, offset = advance(place, offset, walk)
-        total, square = fold(values, 0, 1, WIDTH, pivot, total, square)
-        i += step
-    total = block_sum(total)
-    square = block_sum(square)
-    count = np.float64((last - start) * WIDTH)
-    return block_moments1(count, pivot, total, square, origin_of(x, c, inner))
-
-
-def normalize_plane(
-    x: Address, out: Address, shape: Shape, c: int, segment: int, segments: int, coefficients: tuple[Any, Any, Any]
-) -> None:
-    """Normalise a segment."""
-    values = cuda.local.array(CHUNK, DTYPE)
-    center, scale, shift = coefficients
-    i, last, place, offset, walk = begin(shape, c, segment, segments)
-    step = cuda.blockDim.x
-    while i + (LOADS - 1) * step < last:
-        begun = place, offset
-        for k in range(LOADS):
-            load(x, offset, values, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        place, offset = begun
-        for k in range(LOADS):
-            for j in range(k * WIDTH, (k + 1) * WIDTH):
-                values[j] = normalize1(values[j], center, scale, shift)
-            store(out, offset, values, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        i += LOADS * step
-    while i < last:
-        load(x, offset, values, 0)
-        for j in range(WIDTH):
-            values[j] = normalize1(values[j], center, scale, shift)
-        store(out, offset, values, 0)
-        place, offset = advance(place, offset, walk)
-        i += step
-
-
-def sum_gradient_plane(
-    dout: Address, x: Address, shape: Shape, c: int, segment: int, segments: int, center: Any
-) -> tuple[Scalar, Scalar]:
-    """``sum(dout)`` and ``sum(dout * (x - center))`` of a segment, to every thread."""
-    douts = cuda.local.array(CHUNK, DTYPE)
-    values = cuda.local.array(CHUNK, DTYPE)
-    i, last, place, offset, walk = begin(shape, c, segment, segments)
-    total: Scalar = np.float64(0.0)
-    product: Scalar = np.float64(0.0)
-    step = cuda.blockDim.x
-    while i + (LOADS - 1) * step < last:
-        for k in range(LOADS):
-            load(dout, offset, douts, k * WIDTH)
-            load(x, offset, values, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        total, product = fold_products(douts, values, 0, 1, LOADS * WIDTH, center, total, product)
-        i += LOADS * step
-    while i < last:
-        load(dout, offset, douts, 0)
-        load(x, offset, values, 0)
-        place, offset = advance(place, offset, walk)
-        total, product = fold_products(douts, values, 0, 1, WIDTH, center, total, product)
-        i += step
-    total = block_sum(total)
-    return total, block_sum(product)
-
-
-def gradient_plane(
-    dout: Address,
-    x: Address,
-    dx: Address,
-    shape: Shape,
-    c: int,
-    segment: int,
-    segments: int,
-    coefficients: tuple[Any, Any, Any, Any, Any, Any],
-) -> None:
-    """Write a segment of dx."""
-    douts = cuda.local.array(CHUNK, DTYPE)
-    values = cuda.local.array(CHUNK, DTYPE)
-    center, unit, shift, scale, slope, base = coefficients
-    i, last, place, offset, walk = begin(shape, c, segment, segments)
-    step = cuda.blockDim.x
-    while i + (LOADS - 1) * step < last:
-        begun = place, offset
-        for k in range(LOADS):
-            load(dout, offset, douts, k * WIDTH)
-            load(x, offset, values, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        place, offset = begun
-        for k in range(LOADS):
-            for j in range(k * WIDTH, (k + 1) * WIDTH):
-                douts[j] = grad_input1(douts[j], values[j], center, unit, shift, scale, slope, base)
-            store(dx, offset, douts, k * WIDTH)
-            place, offset = advance(place, offset, walk)
-        i += LOADS * step
-    while i < last:
-        load(dout, offset, douts, 0)
-        load(x, offset, values, 0)
-        for j in range(WIDTH):
-            douts[j] = grad_input1(douts[j], values[j], center, unit, shift, scale, slope, base)
-        store(dx, offset, douts, 0)
-        place, offset = advance(place, offset, walk)
-        i += step
+from fastbn.kernels.cuda_merge import channel_moments, channel_sums
+from fastbn.kernels.cuda_plane_loops import gradient_plane, normalize_plane, sum_gradient_plane, sum_plane
 
 
 def block_of(cuts: Shape, block: int) -> tuple[int, int, int]:
@@ -194,13 +35,29 @@ def block_of(cuts: Shape, block: int) -> tuple[int, int, int]:
     return block // cuts[0], block % cuts[0], cuts[0]
 
 
-def batch_stats(x: Address, shape: Shape, cuts: Shape, partials: Address) -> None:
-    """Moments of segments (see ``formulas``), but for the counts. Grid: channels x segments."""
-    c, segment, segments = block_of(cuts, cuda.blockIdx.x)
+def sum_segment(x: Address, shape: Shape, cuts: Shape, block: int, partials: Address) -> None:
+    """A block's moments (see ``formulas``), but for the count."""
+    c, segment, segments = block_of(cuts, block)
     moments = sum_plane(x, shape, c, segment, segments)
     if cuda.threadIdx.x == 0:
         write64(partials, segment * shape[1] + c, moments[1])
         write64(partials, (segments + segment) * shape[1] + c, moments[2])
+
+
+def sum_gradient_segment(
+    dout: Address, x: Address, shape: Shape, cuts: Shape, block: int, mean: Parameter, partials: Address
+) -> None:
+    """A block's ``sum(dout)`` and ``sum(dout * (x - center))``."""
+    c, segment, segments = block_of(cuts, block)
+    total, product = sum_gradient_plane(dout, x, shape, c, segment, segments, DTYPE(given(mean, c, 0.0)))
+    if cuda.threadIdx.x == 0:
+        write64(partials, segment * shape[1] + c, total)
+        write64(partials, (segments + segment) * shape[1] + c, product)
+
+
+def batch_stats(x: Address, shape: Shape, cuts: Shape, partials: Address) -> None:
+    """Moments of segments. Grid: channels x segments."""
+    sum_segment(x, shape, cuts, cuda.blockIdx.x, partials)
 
 
 def normalize(
@@ -220,12 +77,8 @@ def normalize(
 
 
 def backward_sums(dout: Address, x: Address, shape: Shape, cuts: Shape, mean: Parameter, partials: Address) -> None:
-    """``sum(dout)`` and ``sum(dout * (x - center))`` of segments. Grid: channels x segments."""
-    c, segment, segments = block_of(cuts, cuda.blockIdx.x)
-    total, product = sum_gradient_plane(dout, x, shape, c, segment, segments, DTYPE(given(mean, c, 0.0)))
-    if cuda.threadIdx.x == 0:
-        write64(partials, segment * shape[1] + c, total)
-        write64(partials, (segments + segment) * shape[1] + c, product)
+    """The gradient's sums of segments. Grid: channels x segments."""
+    sum_gradient_segment(dout, x, shape, cuts, cuda.blockIdx.x, mean, partials)
 
 
 def backward_input(
@@ -247,18 +100,62 @@ def backward_input(
     gradient_plane(dout, x, dx, shape, c, segment, segments, coefficients)
 
 
+def finish_forward(
+    x: Address,
+    out: Address,
+    shape: Shape,
+    c: int,
+    segment: int,
+    segments: int,
+    moments: Moments3,
+    eps: float,
+    gamma: Parameter,
+    beta: Parameter,
+    statistics: Address,
+) -> None:
+    """Normalise a segment with the channel's moments; the first one keeps its statistics as well."""
+    mean, var = mean_var1(origin_of(x, c, shape[2]), moments[0], moments[1], moments[2])
+    if segment == 0 and cuda.threadIdx.x == 0:
+        keep(statistics, c, shape[1], mean, var, eps)
+    inv_std = inv_std1(var, eps, np.float64(1.0))
+    a, b, d = affine1(x, mean, inv_std, given(gamma, c, 1.0), given(beta, c, 0.0))
+    normalize_plane(x, out, shape, c, segment, segments, (DTYPE(a), DTYPE(b), DTYPE(d)))
+
+
+def finish_backward(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    shape: Shape,
+    c: int,
+    segment: int,
+    segments: int,
+    total: float,
+    product: float,
+    mean: Parameter,
+    inv_std: Parameter,
+    gamma: Parameter,
+    dgamma: Parameter,
+    dbeta: Parameter,
+    count: float,
+) -> None:
+    """Write a segment of dx with the channel's sums, which the first one keeps as ``dbeta`` and ``dgamma``."""
+    center = DTYPE(given(mean, c, 0.0))
+    sum_dout_xhat = sum_dout_xhat1(total, product, center, given(mean, c, 0.0), given(inv_std, c, 1.0))
+    if segment == 0 and cuda.threadIdx.x == 0:
+        put(dbeta, c, total)
+        put(dgamma, c, sum_dout_xhat)
+    coefficients = gradient(x, c, mean, inv_std, gamma, total, sum_dout_xhat, count)
+    gradient_plane(dout, x, dx, shape, c, segment, segments, coefficients)
+
+
 def forward(
     x: Address, out: Address, shape: Shape, eps: float, gamma: Parameter, beta: Parameter, statistics: Address
 ) -> None:
     """``batch_stats`` and ``normalize``, and what lies between them, of a whole channel. Grid: channels."""
     c = cuda.blockIdx.x
-    count, total, m2 = sum_plane(x, shape, c, 0, 1)
-    mean, var = mean_var1(origin_of(x, c, shape[2]), count, total, m2)
-    if cuda.threadIdx.x == 0:
-        keep(statistics, c, shape[1], mean, var, eps)
-    inv_std = inv_std1(var, eps, np.float64(1.0))
-    a, b, d = affine1(x, mean, inv_std, given(gamma, c, 1.0), given(beta, c, 0.0))
-    normalize_plane(x, out, shape, c, 0, 1, (DTYPE(a), DTYPE(b), DTYPE(d)))
+    moments = sum_plane(x, shape, c, 0, 1)
+    finish_forward(x, out, shape, c, 0, 1, moments, eps, gamma, beta, statistics)
 
 
 def backward(
@@ -275,11 +172,67 @@ def backward(
 ) -> None:
     """``backward_sums`` and ``backward_input`` likewise; the sums become ``dgamma`` and ``dbeta``. Grid: channels."""
     c = cuda.blockIdx.x
-    center = DTYPE(given(mean, c, 0.0))
-    total, product = sum_gradient_plane(dout, x, shape, c, 0, 1, center)
-    sum_dout_xhat = sum_dout_xhat1(total, product, center, given(mean, c, 0.0), given(inv_std, c, 1.0))
-    if cuda.threadIdx.x == 0:
-        put(dbeta, c, total)
-        put(dgamma, c, sum_dout_xhat)
-    coefficients = gradient(x, c, mean, inv_std, gamma, total, sum_dout_xhat, count)
-    gradient_plane(dout, x, dx, shape, c, 0, 1, coefficients)
+    total, product = sum_gradient_plane(dout, x, shape, c, 0, 1, DTYPE(given(mean, c, 0.0)))
+    finish_backward(dout, x, dx, shape, c, 0, 1, total, product, mean, inv_std, gamma, dgamma, dbeta, count)
+
+
+def forward_grouped(
+    x: Address,
+    out: Address,
+    shape: Shape,
+    cuts: Shape,
+    group: int,
+    partials: Address,
+    eps: float,
+    gamma: Parameter,
+    beta: Parameter,
+    statistics: Address,
+) -> None:
+    """``forward`` of ``group`` channels after the other, all blocks on each; the same bits for any grid.
+
+    Launched cooperatively. Each block merges the partials of its channel for itself: that takes less time than another
+    wait for the grid would.
+    """
+    grid = cuda.cg.this_grid()
+    segments, columns = cuts[0], (1, shape[1], 1)
+    units = shape[0] * (shape[2] // WIDTH)
+    for begun in range(0, shape[1], group):
+        last = min(begun + group, shape[1]) * segments
+        for block in range(begun * segments + cuda.blockIdx.x, last, cuda.gridDim.x):
+            sum_segment(x, shape, cuts, block, partials)
+        grid.sync()
+        for block in range(begun * segments + cuda.blockIdx.x, last, cuda.gridDim.x):
+            c, segment, _ = block_of(cuts, block)
+            moments = channel_moments(c, cuda.blockDim.x, columns, segments, units, WIDTH, partials)
+            finish_forward(x, out, shape, c, segment, segments, moments, eps, gamma, beta, statistics)
+
+
+def backward_grouped(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    shape: Shape,
+    cuts: Shape,
+    group: int,
+    partials: Address,
+    mean: Parameter,
+    inv_std: Parameter,
+    gamma: Parameter,
+    dgamma: Parameter,
+    dbeta: Parameter,
+    count: float,
+) -> None:
+    """``backward`` likewise."""
+    grid = cuda.cg.this_grid()
+    segments, columns = cuts[0], (1, shape[1], 1)
+    for begun in range(0, shape[1], group):
+        last = min(begun + group, shape[1]) * segments
+        for block in range(begun * segments + cuda.blockIdx.x, last, cuda.gridDim.x):
+            sum_gradient_segment(dout, x, shape, cuts, block, mean, partials)
+        grid.sync()
+        for block in range(begun * segments + cuda.blockIdx.x, last, cuda.gridDim.x):
+            c, segment, _ = block_of(cuts, block)
+            total, product = channel_sums(c, cuda.blockDim.x, columns, segments, partials)
+            finish_backward(
+                dout, x, dx, shape, c, segment, segments, total, product, mean, inv_std, gamma, dgamma, dbeta, count
+            )

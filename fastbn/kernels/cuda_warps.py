@@ -34,6 +34,10 @@ class Memory:
     def __init__(self, values: Array) -> None:
         self.values = values
 
+    def behind(self, count: int) -> Memory:
+        """The address of what comes after so many values."""
+        return Memory(self.values[count:])
+
     def part(self, i: int, count: int) -> Array:
         """Some values side by side."""
         if not 0 <= i <= self.values.size - count:
@@ -202,6 +206,9 @@ def instructions(dtype: Any, width: int, aligned: bool) -> dict[str, Callable[..
     def if_zero(test: float, a: float, b: float) -> float:
         return a if test == 0.0 else b
 
+    def behind(address: Address, count: int) -> Address:
+        return address + 8 * count  # float64 numbers
+
     def root(value: float) -> float:
         return math.sqrt(value)  # NaN of negative ones, but in Python
 
@@ -216,4 +223,5 @@ def instructions(dtype: Any, width: int, aligned: bool) -> dict[str, Callable[..
         "write64": _writing(np.float64),
         **{function.__name__: device(function) for function in (rounded, not_negative, if_zero)},
         "root": np.sqrt if SIMULATED else device(root),
+        "behind": Memory.behind if SIMULATED else device(behind),
     }
