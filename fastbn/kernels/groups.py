@@ -14,8 +14,8 @@ from fastbn.kernels.prefetch import prefetch, prefetch_to_write
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put
 
-TASKS = 64  # tasks to aim at
-RUN = 16384  # values of a run where there is one pass only
+TASKS = 64  # tasks to aim at,
+RUN = 16384  # each of so many values, where there is one pass only; a run is no longer than that
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
 
 
@@ -42,8 +42,9 @@ def cuts_of(shape: Shape3) -> tuple[int, int, int]:
     outer, channels, inner = shape
     group = max(1, min(GROUP, RUN // inner))
     groups = _even(-(-channels // group), channels)
-    parts = min(outer, -(-TASKS // groups))
-    pieces = 1 if group > 1 else min(-(-inner // RUN), -(-TASKS // (groups * parts)))
+    tasks = min(TASKS, -(-outer * channels * inner // RUN))
+    parts = min(outer, -(-tasks // groups))
+    pieces = 1 if group > 1 else min(-(-inner // RUN), -(-tasks // (groups * parts)))
     return groups, parts, pieces
 
 
