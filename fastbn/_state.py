@@ -101,4 +101,8 @@ def _pieces(arrays: Sequence[Array]) -> list[Array]:
 def snapshot(*arrays: Array | None) -> list[Any]:
     """Copies of arrays that belong together, as they are at one moment."""
     with locks.state:
-        return [None if array is None else array.copy() for array in arrays]
+        return list(map(_copy, arrays))
+
+
+def _copy(array: Array | None) -> Array | None:
+    return None if array is None else array.copy()
