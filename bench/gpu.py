@@ -9,26 +9,25 @@ at the least, at the bandwidth of the fastest copy that was measured. Results ar
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 import fastbn
 from bench.cases import OPERATIONS, Array, MissingError, Work, WrongResultError
+from bench.measure import Measured, load, ready, save, software
+from bench.peers import OURS
 from bench.report import markdown
 from bench.shapes import RESNET50, Problem
 from bench.timing import geometric_mean, median
 from fastbn import reference
 
 MEASURED = ("forward", "backward", "inference")
-OURS = "fastbn"
 COPY = "copy"
+"""What the device's own copy of the tensor is called among the libraries."""
 TURN = 5.0
 """Milliseconds of a turn."""
 PICKED = 3
@@ -36,20 +35,6 @@ PICKED = 3
 ERROR = 1e-4
 """Largest error that a result may have, over its largest magnitude."""
 PACKAGES = ("fastbn", "numba", "numba-cuda", "numpy", "torch", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
-
-
-class Row(TypedDict):
-    """Median seconds of one operation on one tensor."""
-
-    operation: str
-    layout: str
-    shape: str
-    bytes: int
-    """Of the tensor."""
-    seconds: dict[str, float]
-    """Library: seconds; ``COPY`` is the device's copy of the tensor."""
-    missing: dict[str, str]
-    """Library: why it has no seconds."""
 
 
 class Data:
@@ -189,28 +174,21 @@ def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return {name: median(values) for name, values in times.items()}
 
 
-def measure(data: Data, operation: str, rounds: int) -> Row:
+def measure(data: Data, operation: str, rounds: int) -> Measured:
     """Check, then time."""
     from numba import cuda
 
     channels = data.problem.shape[1]
     picked = sorted({int(c) for c in np.linspace(0, channels - 1, PICKED)})
     wanted = data.expected(operation, picked)
-    calls: dict[str, Callable[[], Any]] = {}
-    missing = {}
-    for library, prepare in LIBRARIES.items():
-        try:
-            work = prepare(data, operation)
-            results = work.read(work.run())
-            check(operation, [r[:, picked] if r.ndim == 4 else r[picked] for r in results], wanted)
-        except MissingError as reason:
-            missing[library] = str(reason)
-        except WrongResultError as error:
-            if library == OURS:
-                raise
-            missing[library] = str(error)
-        else:
-            calls[library] = work.run
+
+    def examine(results: Sequence[Array]) -> None:
+        check(operation, [r[:, picked] if r.ndim == 4 else r[picked] for r in results], wanted)
+
+    works, missing = ready(
+        {library: partial(prepare, data, operation) for library, prepare in LIBRARIES.items()}, examine
+    )
+    calls = {library: work.run for library, work in works.items()}
     source = cuda.device_array(data.x.size, np.float32)
     target = cuda.device_array_like(source)
     calls[COPY] = lambda: target.copy_to_device(source)
@@ -224,12 +202,12 @@ def measure(data: Data, operation: str, rounds: int) -> Row:
     }
 
 
-def bandwidth(rows: Iterable[Row]) -> float:
+def bandwidth(rows: Iterable[Measured]) -> float:
     """Bytes a second that the fastest copy read and wrote."""
     return max(2 * row["bytes"] / row["seconds"][COPY] for row in rows)
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Measured]) -> str:
     """A table for each operation and layout: milliseconds, the limit, and how many times as long each takes."""
     fastest = bandwidth(rows)
     parts = [f"Copy: {fastest / 1e9:.0f} GB/s"]
@@ -241,7 +219,7 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(operation: str, layout: str, rows: Sequence[Row], fastest: float) -> str:
+def _table(operation: str, layout: str, rows: Sequence[Measured], fastest: float) -> str:
     libraries = [library for library in LIBRARIES if any(library in row["seconds"] for row in rows)]
     head = [f"{operation}, {layout}: ms", *libraries, "limit", *(f"{library} / limit" for library in libraries)]
     lines: list[list[str]] = []
@@ -273,19 +251,8 @@ def machine() -> dict[str, Any]:
 
     device = cuda.get_current_device()
     name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": dt.date.today().isoformat(),
-        "device": name,
-        "compute capability": ".".join(map(str, device.compute_capability)),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": versions,
-    }
+    capability = ".".join(map(str, device.compute_capability))
+    return {"device": name, "compute capability": capability, **software(PACKAGES)}
 
 
 def require_gpu() -> None:
@@ -312,17 +279,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--operations", nargs="+", choices=MEASURED, default=list(MEASURED))
     options = parser.parse_args(argv)
     if options.show:
-        files = [json.loads(path.read_text()) for path in options.show]
-        print(tables([row for file in files for row in file["rows"]]))
+        print(tables(load(options.show)[1]))
         return
     require_gpu()
-    rows: list[Row] = []
+    rows: list[Measured] = []
     for problem in RESNET50:
         for last in (False, True):
             data = Data(problem.with_images(options.images), last)
             for operation in options.operations:
                 rows.append(measure(data, operation, options.rounds))
-                options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+                save(options.json, rows, machine())
     print(tables(rows))
 
 

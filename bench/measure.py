@@ -6,7 +6,8 @@ import datetime as dt
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,34 +16,43 @@ import llvmlite.binding
 import numba
 
 from bench import limit
-from bench.cases import Case, MissingError, Work, WrongResultError, check, expected
+from bench.cases import Array, Case, MissingError, Work, WrongResultError, check, expected
 from bench.peers import OURS, prepare
 from bench.timing import alternate
 
 PACKAGES = ("fastbn", "numba", "numpy", "torch", "onednn-cpu-gomp", "jax", "onnxruntime", "openvino")
 
 
-class Row(TypedDict):
+class Measured(TypedDict):
     """Median seconds of one operation on one tensor."""
 
     operation: str
     layout: str
     shape: str
-    dtype: str
-    threads: int
     bytes: int
     """Of the tensor."""
     seconds: dict[str, float]
     """Library: seconds."""
-    limits: dict[str, float]
-    """Limit: seconds, for a tensor of this size; empty if they were not asked for."""
     missing: dict[str, str]
     """Library: why it has no seconds."""
 
 
+class Row(Measured):
+    """The same on a CPU."""
+
+    dtype: str
+    threads: int
+    limits: dict[str, float]
+    """Limit: seconds, for a tensor of this size; empty if they were not asked for."""
+
+
 def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int, limits: bool = True) -> Row:
     """Check, then time; every library on as many threads as Numba uses."""
-    works, missing = _ready(case, operation, libraries)
+    wanted = expected(case, operation)
+    works, missing = ready(
+        {library: partial(prepare, library, case, operation) for library in libraries},
+        lambda results: check(operation, results, wanted),
+    )
     calls = {library: work.run for library, work in works.items()}
     bounds = limit.calls(case.x.nbytes) if limits else {}
     seconds = alternate({**calls, **bounds}, rounds=rounds)
@@ -59,14 +69,15 @@ def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int
     }
 
 
-def _ready(case: Case, operation: str, libraries: Iterable[str]) -> tuple[dict[str, Work], dict[str, str]]:
+def ready(
+    libraries: Mapping[str, Callable[[], Work]], check: Callable[[Sequence[Array]], None]
+) -> tuple[dict[str, Work], dict[str, str]]:
     """The work of each library that gives right results, and the reasons of the others."""
-    wanted = expected(case, operation)
     works, missing = {}, {}
-    for library in libraries:
+    for library, make in libraries.items():
         try:
-            work = prepare(library, case, operation)
-            check(operation, work.read(work.run()), wanted)
+            work = make()
+            check(work.read(work.run()))
         except MissingError as reason:
             missing[library] = str(reason)
         except WrongResultError as error:
@@ -80,16 +91,20 @@ def _ready(case: Case, operation: str, libraries: Iterable[str]) -> tuple[dict[s
 
 def machine() -> dict[str, Any]:
     """Where and with what the figures are taken."""
+    cpu = f"{_cpu_name()} ({llvmlite.binding.get_host_cpu_name()})"
+    return {"cpu": cpu, "cores": os.cpu_count(), **software(PACKAGES)}
+
+
+def software(packages: Iterable[str]) -> dict[str, Any]:
+    """The date, the system, and the versions of those of the packages that are installed."""
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return {
         "date": dt.date.today().isoformat(),
-        "cpu": f"{_cpu_name()} ({llvmlite.binding.get_host_cpu_name()})",
-        "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions,
     }
@@ -105,9 +120,9 @@ def _cpu_name() -> str:
     return platform.processor() or "unknown CPU"
 
 
-def save(path: Path, rows: Sequence[Row]) -> None:
-    """Write the figures so far."""
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+def save(path: Path, rows: Sequence[Measured], where: dict[str, Any] | None = None) -> None:
+    """Write the figures so far, and ``where`` they are from if not from this CPU."""
+    path.write_text(json.dumps({"machine": where or machine(), "rows": rows}, indent=1) + "\n")
 
 
 def load(paths: Iterable[Path]) -> tuple[dict[str, Any], list[Row]]:
