@@ -17,7 +17,7 @@ from fastbn.kernels.formulas import inv_std1, mean_var1, merge_moments1
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.lanes import data, offset, stack
-from fastbn.kernels.rows import GROUP, SLICE, blocks_of, group_moments, group_of, group_sums, origin_of
+from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_of, group_sums, origin_of
 
 
 @kernel
@@ -29,7 +29,7 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    group = group_of(shape, SLICE)
+    group = group_of(shape, 1)
     counts = np.empty((segments, channels))
     parts = np.empty((segments, 2, channels))
     for task in prange(-(-channels // group) * segments):
@@ -92,7 +92,7 @@ def forward(
     Parallel: over groups of channels.
     """
     outer, channels, inner = shape
-    group = group_of(shape, SLICE)
+    group = group_of(shape, 1)
     for task in prange(-(-channels // group)):
         left = task * group
         right = min(left + group, channels)
@@ -123,7 +123,7 @@ def backward_sums(
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    group = group_of(shape, SLICE)
+    group = group_of(shape, 2)
     parts = np.empty((segments, 2, channels))
     for task in prange(-(-channels // group) * segments):
         left = task // segments * group
@@ -200,7 +200,7 @@ def backward(
     """
     outer, channels, inner = shape
     count = np.float64(outer * inner)
-    group = group_of(shape, SLICE)
+    group = group_of(shape, 2)
     for task in prange(-(-channels // group)):
         left = task * group
         right = min(left + group, channels)

@@ -13,7 +13,14 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
-from fastbn.kernels.chunks import COLUMNS, SCRATCH, gradient_chunk, normalize_chunk, row_blocks_of
+from fastbn.kernels.chunks import (
+    COLUMNS,
+    GRADIENT_COLUMNS,
+    SCRATCH,
+    gradient_chunk,
+    normalize_chunk,
+    row_blocks_of,
+)
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
 from fastbn.kernels.columns import (
     add_segments,
@@ -152,7 +159,7 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     Parallel: over blocks of rows and chunks, each with one writer.
     """
     rows, _, channels, inner = shape
-    step = max(1, COLUMNS // inner)
+    step = max(1, GRADIENT_COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):

@@ -13,12 +13,12 @@ from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, offset, rea
 from fastbn.kernels.prefetch import prefetch
 from fastbn.kernels.stores import aligned, drain, put
 
-COLUMNS = 2048  # the most columns of a chunk
+COLUMNS = 2048  # the most columns of a chunk for three coefficients each, half of a first-level cache,
+GRADIENT_COLUMNS = 1024  # and for six: 1568 rows of 2048 columns at once took 480 us, in halves 405
 SCRATCH = COLUMNS + BYTES // 4  # room for the coefficients of columns
 ROWS = 4  # the fewest rows that are written together, for one load of the coefficients of their columns
 LINES = 128  # cache lines of each tensor up to which there are more
-LONG, LONG_OF_LARGE = 64, 48  # cache lines from which a row is written by itself, in order,
-KEPT = 384  # if the coefficients of its columns are no more than these, half of a first-level cache
+LONG, LONG_OF_LARGE = 64, 48  # cache lines from which a row is written by itself, in order
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
 LONG_RUN = 1 << 20  # the most values of one, so that the second pass begins with what the first one read last.
@@ -35,16 +35,15 @@ def row_blocks_of(shape: Matrix) -> int:
 
 
 @scalar
-def _rows_at_once(x: Address, shape: Matrix, coefficients: int) -> int:
+def _rows_at_once(x: Address, shape: Matrix) -> int:
     """How many rows are written together.
 
     Long ones by themselves: 1024 columns, one row at a time instead of four, 66 to 100 GB/s (normalize) and 67 to 92
-    (gradient); 512 columns 142 to 125, 140 to 111; 2048, whose coefficients leave the cache, 95 to 65 (gradient).
+    (gradient); 512 columns 142 to 125, 140 to 111.
     """
     rows, tile, channels, inner = shape
     stride = tile * channels * inner
-    long = LONG if rows * stride < LARGE else LONG_OF_LARGE
-    if long * width(x) <= stride and coefficients * stride <= KEPT * width(x):
+    if stride >= (LONG if rows * stride < LARGE else LONG_OF_LARGE) * width(x):
         return 1
     return max(ROWS, LINES * width(x) // stride)
 
@@ -121,7 +120,7 @@ def normalize_chunk(
     shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
     at += head
     last = at + (stop - start - 1) * stride
-    step = _rows_at_once(x, shape, 3)
+    step = _rows_at_once(x, shape)
     for k in range(at, last, step * stride):
         rows = min(step, (last - k) // stride)
         _normalize_rows(x, out, k, stride, rows, size if whole else size - head, shifted, streaming)
@@ -206,7 +205,7 @@ def gradient_chunk(
     )
     at += head
     last = at + (stop - start - 1) * stride
-    step = _rows_at_once(x, shape, 6)
+    step = _rows_at_once(x, shape)
     for k in range(at, last, step * stride):
         rows = min(step, (last - k) // stride)
         _gradient_rows(dout, x, dx, k, stride, rows, size if whole else size - head, shifted, streaming)
