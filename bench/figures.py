@@ -60,6 +60,17 @@ def over_limit(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
     return [Ratio(time / least, row) for row, time, least in times if time is not None and least is not None]
 
 
+def accesses(row: Row) -> float | None:
+    """Seconds of the operation's memory accesses alone, with the better stores, if they were measured."""
+    return min((time for name, time in row["limits"].items() if name.startswith("accesses")), default=None)
+
+
+def over_accesses(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
+    """The library's time over that of fastbn's memory accesses, in each row that has both."""
+    times = [(row, seconds(row, library), accesses(row)) for row in rows]
+    return [Ratio(time / least, row) for row, time, least in times if time is not None and least is not None]
+
+
 def bandwidth(row: Row, time: float) -> float:
     """GB/s, if the operation moves its least traffic in so many seconds."""
     return OPERATIONS[row["operation"]].traffic * row["bytes"] / time / 1e9

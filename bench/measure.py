@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import llvmlite.binding
 import numba
 
-from bench import limit
+from bench import accesses, limit
 from bench.cases import Array, Case, MissingError, Work, WrongResultError, check, expected
 from bench.peers import OURS, prepare
 from bench.timing import alternate
@@ -43,7 +43,7 @@ class Row(Measured):
     dtype: str
     threads: int
     limits: dict[str, float]
-    """Limit: seconds, for a tensor of this size; empty if they were not asked for."""
+    """Limit: seconds, for a tensor of this size; accesses of this operation; empty if they were not asked for."""
 
 
 def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int, limits: bool = True) -> Row:
@@ -54,7 +54,7 @@ def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int
         lambda results: check(operation, results, wanted),
     )
     calls = {library: work.run for library, work in works.items()}
-    bounds = limit.calls(case.x.nbytes) if limits else {}
+    bounds = {**limit.calls(case.x.nbytes), **accesses.calls(case, operation)} if limits else {}
     seconds = alternate({**calls, **bounds}, rounds=rounds)
     return {
         "operation": operation,

@@ -55,6 +55,12 @@ def limits_summary(rows: Sequence[Row]) -> str:
     return _by_operation(rows, "time over the limit", [OURS, *figures.competitors(rows)], figures.over_limit, max)
 
 
+def accesses_summary(rows: Sequence[Row]) -> str:
+    """Time over that of fastbn's memory accesses alone: geometric mean, and the worst shape."""
+    libraries = [OURS, *figures.competitors(rows)]
+    return _by_operation(rows, "time over the memory accesses alone", libraries, figures.over_accesses, max)
+
+
 def _by_operation(
     rows: Sequence[Row],
     title: str,
@@ -116,6 +122,9 @@ def text(machine: dict[str, Any], rows: Sequence[Row]) -> str:
         large = [row for row in group if row["bytes"] >= figures.LARGE and row["limits"]]
         if large:
             parts += [f"### Tensors of {figures.LARGE / 1e6:.0f} MB and more", limits_summary(large)]
+        reread = [row for row in group if figures.accesses(row)]
+        if reread:
+            parts += ["### Memory accesses alone", accesses_summary(reread)]
         if any(row["limits"] for row in group):
             parts += ["### Limits of the machine", limits_table(group)]
         parts += ["### Missing", missing_list(group)]

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from bench import every_shape, figures, limit, measure, report, run
+from bench import accesses, every_shape, figures, limit, measure, report, run
 from bench.cases import OPERATIONS, MissingError, Work, WrongResultError, aligned, check, expected, make_case
 from bench.peers import OURS, PEERS, prepare
 from bench.shapes import PROBLEMS, RESNET50, Problem
@@ -157,6 +157,25 @@ def test_limit_kernels_move_the_memory():
     np.testing.assert_array_equal(sums.sum(axis=1), 2 * limit.BLOCK)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (3, 70, 9), (2, 32, 400), (2000, 40)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_accesses_reach_every_value(shape, last, dtype):
+    case = make_case(Problem("", shape, 1e-3), dtype, last=last)
+    for operation, both in (("forward", False), ("backward", True)):
+        calls = accesses.calls(case, operation)
+        assert tuple(calls) == accesses.ACCESSES
+        for turn, call in enumerate(calls.values(), 1):
+            call()
+            parallel, dout, x, both_read, *rest, sums = call.args
+            out = next(value for value in rest if isinstance(value, np.ndarray))
+            assert not parallel or x.size >= 65_536
+            assert both_read == both
+            np.testing.assert_array_equal(out, dout + x if both else x)
+            np.testing.assert_allclose(sums.sum(dtype=float), turn * out.sum(dtype=float), rtol=1e-4)
+    assert accesses.calls(case, "inference") == {}
+
+
 def test_limit_table(capsys):
     times = {"copy": 0.2, "copy, streaming": 0.1, "read": 0.1, "write": 0.1, "write, streaming": 0.05}
     assert limit.table({10**9: times}).splitlines()[-1] == "| 1000 MB | 10.0 | 20.0 | 10.0 | 10.0 | 20.0 |"
@@ -184,6 +203,7 @@ ROWS = [
     made_up("NHWC", "large", {OURS: 0.01, "PyTorch out=": 0.0105}, missing={"JAX": "not installed"}.items()),
     made_up("NC", "flat", {OURS: 0.01, "PyTorch out=": 0.02}, missing={"JAX": "not installed"}.items()),
 ]
+READ_TWICE = {**ROWS[0], "limits": {**ROWS[0]["limits"], "accesses": 0.004, "accesses, streaming": 0.0025}}
 
 
 def test_figures():
@@ -193,6 +213,9 @@ def test_figures():
     assert figures.limit(ROWS[0]) == 0.003  # three tensors at the speed at which the copy moved two in 2 ms
     assert figures.limit({**ROWS[0], "limits": {}}) is None
     assert figures.over_limit(ROWS[:1])[0].value == 2
+    assert figures.accesses(ROWS[0]) is None
+    assert figures.accesses(READ_TWICE) == 0.0025
+    assert figures.over_accesses([READ_TWICE, ROWS[0]], "PyTorch out=")[0].value == pytest.approx(4.8)
     assert figures.bandwidth(ROWS[0], 0.003) == pytest.approx(30)
     assert [ratio.row["shape"] for ratio in figures.not_ahead(ROWS, "PyTorch out=")] == ["small", "large"]
     assert {name: len(rows) for name, rows in figures.by_memory_order(ROWS).items()} == {"NCHW": 2, "NHWC and NC": 2}
@@ -211,6 +234,8 @@ def test_report():
     assert "| oneDNN, best layout | 1.41 (0.50 at NCHW large), 2 shapes |" in lines
     assert "| fastbn | 2.00 (2.00 at NCHW large), 1 shape |" in lines  # over the limit, without the small one
     assert "* JAX: not installed (backward, NHWC NC)" in lines
+    assert not any("accesses" in line for line in lines)
+    assert "| fastbn | 2.40 (2.40 at NCHW large), 1 shape |" in report.text(machine, [READ_TWICE]).splitlines()
 
 
 def test_run_and_report(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,150 @@
+"""The memory accesses of batch normalization alone, in the order in which fastbn makes them.
+
+No statistics, one addition a value: what is left is what the caches, the memory and the loads in flight cost. Whoever
+reads a tensor for its statistics and then once more cannot be faster by better arithmetic. A library's time over these
+loops is what it leaves to be gained; PyTorch's is the most that fastbn can ever be ahead of it with two passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numba
+import numpy as np
+
+from bench.cases import Array, Case, aligned, rows
+from bench.limit import PARALLEL
+from fastbn._typing import Address, Shape3
+from fastbn.kernels.jit import elementwise, kernel
+from fastbn.kernels.lanes import WIDE, data, load, load_wide, store, width
+from fastbn.kernels.prefetch import prefetch
+from fastbn.kernels.rows import group_of
+from fastbn.kernels.stores import drain, put
+
+ACCESSES = ("accesses", "accesses, streaming")
+"""With normal stores, and past the caches."""
+
+TASKS = 16
+"""Parts of a tensor whose channels are last."""
+
+VALUES = 64
+"""The most that are read side by side."""
+
+AHEAD = 1024
+"""How many values further on cache lines are asked for before they are read again."""
+
+
+@elementwise
+def _read(dout: Address, x: Address, start: int, stop: int, both: bool, following: int, sums: Address) -> None:
+    """Read whole cache lines of ``x``, or of ``dout`` and ``x``, and ask for those that lie ``following`` further on.
+
+    ``sums`` are ``VALUES`` zeros, and as many sums that are added to.
+    """
+    step = WIDE * width(x)
+    a = b = load_wide(sums, 0)
+    i = start
+    while i + step <= stop:
+        if following != 0:
+            for k in range(i + following, i + following + step, width(x)):
+                prefetch(x, k)
+                if both:
+                    prefetch(dout, k)
+        a = a + load_wide(x, i)
+        if both:
+            b = b + load_wide(dout, i)
+        i += step
+    store(sums, VALUES, load_wide(sums, VALUES) + (a + b))
+    c = load(sums, VALUES)
+    while i < stop:
+        c = c + load(x, i)
+        if both:
+            c = c + load(dout, i)
+        i += width(x)
+    store(sums, VALUES, c)
+
+
+@elementwise
+def _write(dout: Address, x: Address, out: Address, start: int, stop: int, both: bool, streaming: bool) -> None:
+    """Write ``x``, or the sum of both, to ``out``."""
+    for i in range(start, stop, width(x)):
+        prefetch(x, i + AHEAD)
+        value = load(x, i)
+        if both:
+            prefetch(dout, i + AHEAD)
+            value = value + load(dout, i)
+        put(out, i, value, streaming)
+
+
+@kernel
+def phases(dout: Array, x: Array, both: bool, out: Array, streaming: bool, sums: Array) -> None:
+    """Read everything, then from the last part to the first read it once more and write."""
+    lines = x.size // width(data(x))
+    for task in numba.prange(TASKS):
+        first = lines * task // TASKS * width(data(x))
+        last = lines * (task + 1) // TASKS * width(data(x))
+        _read(data(dout), data(x), first, last, both, 0, data(sums[task]))
+    for task in numba.prange(TASKS):
+        first = lines * (TASKS - 1 - task) // TASKS * width(data(x))
+        last = lines * (TASKS - task) // TASKS * width(data(x))
+        _write(data(dout), data(x), data(out), first, last, both, streaming)
+        if streaming:
+            drain()
+
+
+@kernel
+def groups(
+    dout: Array, x: Array, both: bool, shape: Shape3, group: int, out: Array, streaming: bool, sums: Array
+) -> None:
+    """The same for groups of channels one after another: each sample has a run of every group."""
+    outer, channels, inner = shape
+    tasks = -(-channels // group)
+    for task in numba.prange(tasks):
+        line = width(data(x))
+        left = task * group * inner
+        right = min((task + 1) * group, channels) * inner
+        for n in range(outer):
+            base = n * channels * inner
+            following = channels * inner if n + 1 < outer else right - left - base
+            _read(
+                data(dout),
+                data(x),
+                (base + left) // line * line,
+                (base + right) // line * line,
+                both,
+                following // line * line,
+                data(sums[task]),
+            )
+        for k in range(outer):
+            base = (outer - 1 - k) * channels * inner
+            first, last = (base + left) // line * line, (base + right) // line * line
+            _write(data(dout), data(x), data(out), first, last, both, streaming)
+        if streaming:
+            drain()
+
+
+def calls(case: Case, operation: str) -> dict[str, Callable[[], None]]:
+    """Each of ``ACCESSES`` for a forward or a backward; none for other operations, which are copies."""
+    if operation not in ("forward", "backward"):
+        return {}
+    both = operation == "backward"
+    dout, x = (aligned(rows(tensor) if case.last else tensor) for tensor in (case.dout, case.x))
+    parallel = x.size >= PARALLEL
+    step = 64 // x.itemsize
+    size = x.size // step * step
+    flat = [tensor.reshape(-1)[:size] for tensor in (dout, x, aligned(np.empty_like(x)))]
+    outer, channels = case.x.shape[:2]
+    inner = x.size // (outer * channels)
+    if case.last or inner == 1:
+        sums = aligned(np.zeros((TASKS, 2 * VALUES), x.dtype))
+        return {
+            name: partial(phases, parallel, flat[0], flat[1], both, flat[2], "streaming" in name, sums)
+            for name in ACCESSES
+        }
+    shape = outer, channels, inner
+    group = group_of(shape, 1 + both)
+    sums = aligned(np.zeros((-(-channels // group), 2 * VALUES), x.dtype))
+    return {
+        name: partial(groups, parallel, flat[0], flat[1], both, shape, group, flat[2], "streaming" in name, sums)
+        for name in ACCESSES
+    }
