@@ -33,17 +33,15 @@ STREAM = 24_000_000
 """Bytes of all tensors, read and written, from which streaming stores win in training.
 
 Here, with 32 MB of last-level cache, backward of 32x84x28x28, 25 MB, gained 5%, of 32x96x28x28, 29 MB, 20%; forward
-of 32x256x14x14, 13 MB, lost 40%.
+of 32x256x14x14, 13 MB, lost 40%. Forward of 32x128x28x28, 26 MB, took 0.8 to 1.2 of the time with normal stores on two
+threads, but 1.7 on one.
 """
 
-STREAM_GROUPS = 27_000_000
-"""The same in a forward of ``channels_first``, which finds x in its core's cache the second time.
+STREAM_ONCE = 32_000_000
+"""The same where x is read once: 51 MB gained 20% to 45%, 26 MB lost 10% to 30%.
 
-With normal stores 32x128x28x28, 26 MB, took 0.8 of the time, 32x2048x7x7 0.87; 32x144x28x28, 29 MB, 0.86 to 1.2.
+Between them it depends on the threads: at 34 MB normal stores took 0.8 to 0.95 of the time on two, but 1.5 to 1.8 on one.
 """
-
-STREAM_ONCE = 40_000_000
-"""The same where x is read once: 34 MB lost 5% to 25%, 38 MB up to 18%; 45 MB gained up to 20%, 51 MB 20% to 45%."""
 
 TASKS = 32
 """Tasks to aim at where a channel's values are cut,"""
@@ -111,13 +109,11 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         shape: tuple[int, ...] = matrix
         segments = 1 if whole else _row_segments(matrix)
         kernels: Any = channels_last
-        stream = STREAM
         whole_lines = tile * channels * inner % NARROW == 0  # else a row begins anywhere in a line
     else:
         shape = (outer, channels, inner)
         segments = min(blocks_of(outer, inner), -(-TASKS // channels)) if channels < FEW and parallel else 1
         kernels = channels_first
-        stream = STREAM_GROUPS if segments == 1 else STREAM
         whole_lines = True
     size = count * channels * itemsize
     return Plan(
@@ -128,7 +124,7 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         parallel,
         small=not parallel and channels * (inner if inner < NARROW else 1) <= COLUMNS,
         stream_out=whole_lines and 2 * size >= STREAM_ONCE,
-        stream_training=whole_lines and 2 * size >= stream,
+        stream_training=whole_lines and 2 * size >= STREAM,
         stream_dx=whole_lines and 3 * size >= STREAM,
     )
 

@@ -132,8 +132,7 @@ LARGE += [((40, 60, 49), 1), ((1, 2, 40961), 1), ((70001, 1), 1), ((1366, 16, 3)
 
 def main(large: bool) -> None:
     """All shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
-    thresholds = {"PARALLEL": 8, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64}
-    thresholds |= {"STREAM": 1, "STREAM_GROUPS": 1, "STREAM_ONCE": 1}
+    thresholds = {"STREAM": 1, "STREAM_ONCE": 1, "PARALLEL": 8, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64}
     count = 0
     for (shape, axis), dtype in itertools.product(LARGE if large else SMALL, (np.float32, np.float64)):
         check(shape, axis, dtype)

@@ -39,7 +39,7 @@ def results(x, dout, offset):
 @pytest.fixture
 def forced(monkeypatch):
     """Stream whatever can be."""
-    for name in ("STREAM", "STREAM_GROUPS", "STREAM_ONCE"):
+    for name in ("STREAM", "STREAM_ONCE"):
         monkeypatch.setattr(_dispatch, name, 0)
     _forget()
     yield

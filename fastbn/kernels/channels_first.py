@@ -12,8 +12,8 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Shape3
-from fastbn.kernels.coefficients import affine_channels, gradient_channels
-from fastbn.kernels.formulas import inv_std1, mean_var1, merge_moments1
+from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
+from fastbn.kernels.formulas import mean_var1, merge_moments1
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.lanes import data, offset, stack
@@ -99,7 +99,7 @@ def forward(
         count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
         for c in range(left, right):
             mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
-            inv_std[c] = inv_std1(var[c], eps, 1.0)
+        inv_std_channels(left, right, data(var), eps, data(inv_std))
         values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
         normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, values, streaming)

@@ -21,7 +21,7 @@ from fastbn.kernels.chunks import (
     normalize_chunk,
     row_blocks_of,
 )
-from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels
+from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
 from fastbn.kernels.columns import (
     add_segments,
     channels_of,
@@ -32,7 +32,6 @@ from fastbn.kernels.columns import (
     merge_segments,
     pivots,
 )
-from fastbn.kernels.formulas import inv_std1
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.lanes import data, stack
 
@@ -110,8 +109,7 @@ def forward(
         right = min(left + step, channels)
         chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
         means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
-        for c in range(left, right):
-            inv_std[c] = inv_std1(var[c], eps, 1.0)
+        inv_std_channels(left, right, data(var), eps, data(inv_std))
         values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
         normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)

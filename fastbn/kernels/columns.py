@@ -18,6 +18,7 @@ from fastbn.kernels.lanes import (
     DOUBLES,
     WIDE_DOUBLES,
     data,
+    if_zero,
     load_doubles,
     load_first_doubles,
     load_wide_doubles,
@@ -175,23 +176,30 @@ def _clear(columns: Address, size: int) -> None:
 
 
 @scalar
-def _gather(columns: Address, channels: int, inner: int, tile: int, values: Address) -> None:
-    """Add up the columns of each channel."""
-    for c in range(channels):
-        total = 0.0
-        for i in range(inner):
-            total += read(columns, c * inner + i)
-        write(values, c, total)
+def _gather(columns: Address, channels: int, inner: int, tile: int) -> None:
+    """Add up the columns of each channel, in place: there are many where rows are short, or several in a tile."""
+    if inner > 1:
+        for c in range(channels):
+            total = 0.0
+            for i in range(inner):
+                total += read(columns, c * inner + i)
+            write(columns, c, total)
     for k in range(channels, channels * tile, channels):
         for c in range(channels):
-            write(values, c, read(values, c) + read(columns, k + c))
+            write(columns, c, read(columns, c) + read(columns, k + c))
 
 
 @scalar
 def pivots(x: Address, at: int, channels: int, inner: int, pivot: Address) -> None:
     """The pivot of each channel: the first of its columns in the row that begins at ``x[at]``."""
-    for c in range(channels):
-        write(pivot, c, pivot1(read(x, at + c * inner)))
+    if inner > 1:
+        for c in range(channels):
+            write(pivot, c, pivot1(read(x, at + c * inner)))
+        return
+    for c in range(0, channels, DOUBLES):
+        n = min(DOUBLES, channels - c)
+        value = load_first_doubles(x, at + c, n, 0.0)
+        store_first_doubles(pivot, c, n, if_zero(value - value, value, spread_doubles(0.0)))  # as pivot1
 
 
 @scalar
@@ -221,8 +229,8 @@ def chunk_moments(
     step, ahead = _cut(x, shape, size, 1)
     for n in range(start, stop, step):
         _add_squares(x, n * stride + first, stride, min(step, stop - n), size, ahead, pivot, values, squares)
-    _gather(values, right - left, inner, tile, values)
-    _gather(squares, right - left, inner, tile, squares)
+    _gather(values, right - left, inner, tile)
+    _gather(squares, right - left, inner, tile)
     count = spread_doubles((stop - start) * inner * tile)
     for c in range(left, right, DOUBLES):
         n = min(DOUBLES, right - c)
@@ -312,8 +320,8 @@ def chunk_sums(
     step, ahead = _cut(x, shape, size, 2)
     for n in range(start, stop, step):
         _add_products(dout, x, n * stride + first, stride, min(step, stop - n), size, ahead, center, values, products)
-    _gather(values, right - left, inner, tile, values)
-    _gather(products, right - left, inner, tile, products)
+    _gather(values, right - left, inner, tile)
+    _gather(products, right - left, inner, tile)
     for c in range(left, right):
         write(sum_dout, c, read(values, c - left))
         write(sum_product, c, read(products, c - left))

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels.coefficients import affine_channels, gradient_channels
-from fastbn.kernels.formulas import inv_std1
+from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
 from fastbn.kernels.jit import inner, with_globals
 from fastbn.kernels.lanes import data, offset
 
@@ -37,8 +36,7 @@ def _forward(
     """``batch_stats``, then ``normalize``."""
     channels = mean.size
     _statistics(x, cut[0], cut[1], mean, var)
-    for c in range(channels):
-        inv_std[c] = inv_std1(var[c], eps, 1.0)
+    inv_std_channels(0, channels, data(var), eps, data(inv_std))
     coefficients = np.empty((3, channels), x.dtype)
     first = data(coefficients)
     values = first, offset(first, channels), offset(first, 2 * channels)
