@@ -40,7 +40,7 @@ threads, but 1.7 on one.
 STREAM_ONCE = 32_000_000
 """The same where x is read once: 51 MB gained 20% to 45%, 26 MB lost 10% to 30%.
 
-Between them it depends on the threads: at 34 MB normal stores took 0.8 to 0.95 of the time on two, but 1.5 to 1.8 on one.
+Between them it depends on the threads: at 34 MB normal stores took 0.8 to 0.95 of the time on two, 1.5 to 1.8 on one.
 """
 
 TASKS = 32
