@@ -14,7 +14,7 @@ from numba import prange
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
 from fastbn.kernels.formulas import mean_var1, merge_moments1
-from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
+from fastbn.kernels.groups import AHEAD, cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.lanes import data, offset, stack
 from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_of, group_sums, origin_of
@@ -69,7 +69,9 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
             offset(data(coefficients), channels + left),
             offset(data(coefficients), 2 * channels + left),
         )
-        normalize_group(data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, values, streaming)
+        normalize_group(
+            data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, AHEAD, values, streaming
+        )
 
 
 @kernel
@@ -102,7 +104,7 @@ def forward(
         inv_std_channels(left, right, data(var), eps, data(inv_std))
         values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
-        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, values, streaming)
+        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, -channels * inner, values, streaming)
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.chunks import SCRATCH, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
-from fastbn.kernels.groups import NARROW, normalize_group
+from fastbn.kernels.groups import AHEAD, NARROW, normalize_group
 from fastbn.kernels.jit import small
 from fastbn.kernels.lanes import data, stack
 
@@ -37,5 +37,5 @@ def inference(
         matrix = outer, 1, channels, inner
         normalize_chunk(data(x), data(out), matrix, 0, channels, 0, outer, values, False)
     else:
-        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, values, False)
+        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, values, False)
     return least
