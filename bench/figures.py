@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -54,20 +54,23 @@ def limit(row: Row) -> float | None:
     return min(copies) * OPERATIONS[row["operation"]].traffic / LIMITS["copy"] if copies else None
 
 
-def over_limit(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
-    """The library's time over the limit, in each row that has both."""
-    times = [(row, seconds(row, library), limit(row)) for row in rows]
-    return [Ratio(time / least, row) for row, time, least in times if time is not None and least is not None]
-
-
 def accesses(row: Row) -> float | None:
     """Seconds of the operation's memory accesses alone, with the better stores, if they were measured."""
     return min((time for name, time in row["limits"].items() if name.startswith("accesses")), default=None)
 
 
+def over_limit(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
+    """The library's time over the limit, in each row that has both."""
+    return _over(limit, rows, library)
+
+
 def over_accesses(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
     """The library's time over that of fastbn's memory accesses, in each row that has both."""
-    times = [(row, seconds(row, library), accesses(row)) for row in rows]
+    return _over(accesses, rows, library)
+
+
+def _over(bound: Callable[[Row], float | None], rows: Iterable[Row], library: str) -> list[Ratio]:
+    times = [(row, seconds(row, library), bound(row)) for row in rows]
     return [Ratio(time / least, row) for row, time, least in times if time is not None and least is not None]
 
 
