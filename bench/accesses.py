@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -135,16 +136,14 @@ def calls(case: Case, operation: str) -> dict[str, Callable[[], None]]:
     flat = [tensor.reshape(-1)[:size] for tensor in (dout, x, aligned(np.empty_like(x)))]
     outer, channels = case.x.shape[:2]
     inner = x.size // (outer * channels)
-    if case.last or inner == 1:
-        sums = aligned(np.zeros((TASKS, 2 * VALUES), x.dtype))
-        return {
-            name: partial(phases, parallel, flat[0], flat[1], both, flat[2], "streaming" in name, sums)
-            for name in ACCESSES
-        }
-    shape = outer, channels, inner
-    group = group_of(shape, 1 + both)
-    sums = aligned(np.zeros((-(-channels // group), 2 * VALUES), x.dtype))
+    run: Callable[..., None] = phases
+    tasks = TASKS
+    cut: list[Any] = []
+    if inner > 1 and not case.last:
+        group = group_of((outer, channels, inner), 1 + both)
+        run, tasks, cut = groups, -(-channels // group), [(outer, channels, inner), group]
+    sums = aligned(np.zeros((tasks, 2 * VALUES), x.dtype))
     return {
-        name: partial(groups, parallel, flat[0], flat[1], both, shape, group, flat[2], "streaming" in name, sums)
+        name: partial(run, parallel, flat[0], flat[1], both, *cut, flat[2], "streaming" in name, sums)
         for name in ACCESSES
     }
