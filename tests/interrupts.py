@@ -1,4 +1,4 @@
-"""A ``KeyboardInterrupt`` at a chosen line of a call."""
+"""A ``KeyboardInterrupt`` at a chosen line of a call, or at the edge of a function that it calls."""
 
 from __future__ import annotations
 
@@ -39,4 +39,29 @@ def interrupted_before(line, call, *, files="fastbn"):
         return True
     finally:
         sys.settrace(previous)
+    return False
+
+
+def interrupted_at_edge(edge, call):
+    """Call with a ``KeyboardInterrupt`` where a Python function begins or ends, the ``edge``-th time; whether it came.
+
+    Any function, of whatever package: there Python runs signal handlers.
+    """
+    remaining = edge
+
+    def profile(frame, event, arg):
+        nonlocal remaining
+        if event in ("call", "return"):
+            remaining -= 1
+            if remaining == -1:
+                raise KeyboardInterrupt
+
+    previous = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(previous)
     return False

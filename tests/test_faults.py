@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 import fastbn
+from tests.interrupts import interrupted_at_edge
 
 pytestmark = [pytest.mark.large, pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")]
 
@@ -54,19 +56,43 @@ os._exit(0)  # Python's own end could be interrupted
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_interrupts_from_outside_while_kernels_run(layer):
     environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
-    process = subprocess.Popen(
+    delays = np.random.default_rng(0).uniform(0.001, 0.02, 10_000)
+    with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n", process.stderr.read()
-    delays = np.random.default_rng(0).uniform(0.001, 0.02, 100_000)
-    for delay in delays:
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGINT)
-        time.sleep(delay)
-    out, errors = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+            for delay in delays:
+                if process.poll() is not None:
+                    break
+                process.send_signal(signal.SIGINT)
+                time.sleep(delay)
+            out, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
     assert out == f"{layer}\n"
+
+
+@pytest.mark.parametrize("call", ["forward", "backward", "inference"])
+def test_interrupts_leave_no_lock_behind(call):
+    """Wherever a call on threads is interrupted, one on another thread goes on."""
+    layer = fastbn.BatchNorm2d(16)
+    x = np.random.default_rng(0).standard_normal((64, 16, 16, 16), dtype=np.float32)
+    layer(x)
+    calls = {
+        "forward": lambda: layer(x),
+        "backward": lambda: layer.backward(x),
+        "inference": lambda: fastbn.inference(x, layer.running_mean, layer.running_var),
+    }
+    interrupted = 0
+    while interrupted_at_edge(interrupted, calls[call]):
+        interrupted += 1
+        other = threading.Thread(target=calls[call], daemon=True)
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive()
+    assert interrupted > 5
 
 
 OUT_OF_MEMORY = """

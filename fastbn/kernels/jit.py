@@ -60,8 +60,12 @@ class _Threads:
         """False where a parallel launch would be pointless (one thread), could kill a forked child, or cannot be."""
         if self.pool_lost:
             return False
+        pool = numba.np.ufunc.parallel
         try:
-            return bool(numba.get_num_threads() > 1)
+            # get_num_threads asks for the lock that starts the pool, a multiprocessing.RLock, whose __enter__ and
+            # __exit__ are Python: an interrupt in them leaves it held, and other threads would wait for ever. It also
+            # takes 0.5 us, the question itself 0.1.
+            return bool((pool._get_num_threads() if pool._is_initialized else numba.get_num_threads()) > 1)
         except ValueError as error:  # the threading layer that was asked for is not there
             self.pool_lost = True
             warnings.warn(f"fastbn runs on one thread: {error}", RuntimeWarning, stacklevel=2)
