@@ -13,7 +13,7 @@ cache from one pass to the next. With one segment the fused kernels run (statist
 while it is in cache), else the phases one after another.
 *Tiling* makes one row of several where there are few channels, as long rows run faster.
 *Streaming* stores go past the caches where operands exceed them.
-Tensors below ``PARALLEL`` values run the serial twins, uncut.
+Tensors of too few values for threads (see ``kernels.threads``) run the serial twins, uncut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
 from fastbn.kernels.columns import channels_of
 from fastbn.kernels.groups import NARROW
-from fastbn.kernels.rows import PARALLEL, blocks_of
+from fastbn.kernels.rows import FEW, blocks_of
+from fastbn.kernels.threads import pay
 
 STREAM = 24_000_000
 """Bytes of all tensors, read and written, from which streaming stores win in training.
@@ -48,9 +49,6 @@ TASKS = 32
 
 ROW_TASKS = 16
 """and in ``channels_last``, where merging costs more: with 32, forward of 32x1024x14x14 took 1.1 times as long."""
-
-FEW = 16
-"""Channels from which the channels themselves are tasks enough."""
 
 TILE = 512
 """The most columns of a row that is made of several."""
@@ -81,6 +79,9 @@ class Plan:
     """Values per channel."""
     segments: int
     parallel: bool
+    """Whether training runs on threads,"""
+    parallel_out: bool
+    """and inference."""
     small: bool
     """Whether one call can do all of inference."""
     stream_out: bool
@@ -100,7 +101,7 @@ class Plan:
 def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     """The plan for a tensor of this shape and item size; none of the three dimensions is 0."""
     count = outer * inner
-    parallel = count * channels >= PARALLEL
+    parallel, parallel_out = (pay((outer, channels, inner), passes) for passes in (2, 1))
     if inner < NARROW:
         many = channels * inner >= 2 * WIDE_ROW  # chunks of columns enough for threads
         whole = not parallel or (many and outer <= WHOLE_ROWS and count * channels < WHOLE_VALUES)
@@ -122,7 +123,8 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         count,
         segments,
         parallel,
-        small=not parallel and channels * (inner if inner < NARROW else 1) <= COLUMNS,
+        parallel_out,
+        small=not parallel_out and channels * (inner if inner < NARROW else 1) <= COLUMNS,
         stream_out=whole_lines and 2 * size >= STREAM_ONCE,
         stream_training=whole_lines and 2 * size >= STREAM,
         stream_dx=whole_lines and 3 * size >= STREAM,

@@ -78,7 +78,7 @@ def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array 
     layout, how = _route(x if like is None else like, axis)
     result, target = _output(layout, x, out)
     if how is not None:
-        how.kernels.normalize(how.parallel, layout.load(x), how.shape, values, layout.flat(target), how.stream_out)
+        how.kernels.normalize(how.parallel_out, layout.load(x), how.shape, values, layout.flat(target), how.stream_out)
         _deliver(target, result)
     return result
 

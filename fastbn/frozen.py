@@ -90,7 +90,7 @@ class FrozenBatchNorm:
 
     def _quick(self, x: Any, out: Array | None) -> Array | None:
         """``x`` normalised in one compiled call; ``None`` where anything is out of the ordinary."""
-        way = calls.WAY[0](x, self.axis, self.num_features)
+        way = calls.WAY[0](x, self.axis, self.num_features, 1)
         if way < 0 or not (self.ndims is None or x.ndim in self.ndims):
             return None
         result = np.empty_like(x) if out is None else out

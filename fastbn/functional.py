@@ -244,7 +244,7 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
     """
     check.instance("cache", cache, Cache)
     x, gamma, mean, inv_std, axis, training, beta_dtype = cache
-    way = calls.WAY[0](x, axis, None)
+    way = calls.WAY[0](x, axis, None, 2)
     if way >= 0 and training is True:
         dx = np.empty_like(x) if out is None else out
         dgamma = None if gamma is None else gamma.copy()
@@ -290,7 +290,7 @@ def prepare(
 
     ``x`` may have any number of channels if ``channels`` is ``None``.
     """
-    way = calls.WAY[0](x, axis, channels)
+    way = calls.WAY[0](x, axis, channels, 2)
     if way >= 0 and training is True:
         result = np.empty_like(x) if out is None else out
         statistics = np.empty((3, x.shape[axis]))
@@ -354,7 +354,7 @@ def evaluate(
     channels: int | None,
 ) -> tuple[Array, Float64Array] | None:
     """Inference, with mean and ``inv_std``, in one compiled call; ``None`` where anything is out of the ordinary."""
-    way = calls.WAY[0](x, axis, channels)
+    way = calls.WAY[0](x, axis, channels, 1)
     if way < 0:
         return None
     result = np.empty_like(x) if out is None else out

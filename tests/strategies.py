@@ -92,8 +92,8 @@ def shapes(draw, least=0):
 
 @st.composite
 def large_shapes(draw):
-    """Shapes from half of ``PARALLEL`` values up: both twins, segments, tiles, groups of channels, long rows."""
-    target = draw(st.sampled_from([1 << 15, (1 << 16) - 1, 1 << 16, 3 << 16, 5 << 16]))
+    """Shapes around the least for threads: both twins, segments, tiles, groups of channels, long rows."""
+    target = draw(st.sampled_from([1 << 15, 3 << 14, (1 << 16) - 1, 1 << 16, 3 << 15, 1 << 17, 5 << 16]))
     channels = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 65, 300, 1025]))
     inner = draw(st.sampled_from([1, 1, 2, 9, 15, 16, 49, 196, 4097, 20000]))
     outer = max(1, target // (channels * inner) + draw(st.integers(0, 2)))

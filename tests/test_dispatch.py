@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 
 import fastbn
 from fastbn import _dispatch
-from fastbn._dispatch import MIN_ROWS, PARALLEL, TASKS, plan
-from fastbn.kernels import channels_first, channels_last
+from fastbn._dispatch import MIN_ROWS, TASKS, plan
+from fastbn.kernels import calls, channels_first, channels_last
 from fastbn.kernels.rows import BLOCK, blocks_of
 
 
@@ -27,7 +28,8 @@ from fastbn.kernels.rows import BLOCK, blocks_of
         ((450, 288, 1), channels_last, True),  # enough chunks of columns
         ((512, 1024, 1), channels_last, False),  # too many values for that
         ((2049, 128, 1), channels_last, False),  # too many rows
-        ((1568, 64, 1), channels_last, False),  # too few columns
+        ((1024, 127, 1), channels_last, True),  # too small for threads
+        ((1040, 127, 1), channels_last, False),  # too few columns
         ((4, 64, 1), channels_last, True),
         ((64, 10**6, 1), channels_last, True),
         ((32, 3, 224 * 224), channels_first, False),
@@ -40,7 +42,33 @@ def test_table(shape, kernels, fused):
     assert how.fused is fused
     assert np.prod(how.shape) == np.prod(shape)
     assert how.count == shape[0] * shape[2]
-    assert how.parallel == (np.prod(shape) >= PARALLEL)
+
+
+@pytest.mark.parametrize(
+    ("shape", "training", "inference"),
+    [
+        ((1, 767, 64), False, False),
+        ((1, 768, 64), True, False),
+        ((1, 15, 4369), False, False),  # few channels, which are cut
+        ((1, 15, 4370), True, False),
+        ((1, 1535, 64), True, False),
+        ((1, 1536, 64), True, True),
+        ((127, 516, 1), False, False),
+        ((128, 512, 1), True, False),  # few rows, cut by columns only
+        ((129, 1016, 1), False, False),
+        ((129, 1017, 1), True, True),
+        ((1, 14564, 9), True, True),
+        ((1365, 96, 1), False, False),
+    ],
+)
+def test_values_for_threads(shape, training, inference):
+    how = plan(*shape, 4)
+    assert how.parallel is training
+    assert how.parallel_out is inference
+    x = np.zeros(shape, np.float32)
+    ways = [calls.WAY[0](x, 1, None, passes) for passes in (2, 1)]
+    if not numba.config.DISABLE_JIT:
+        assert [bool(way & calls.LARGE) for way in ways] == [training, inference]
 
 
 @pytest.mark.parametrize("outer", [1, 7, 64, 1000, 10**6])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from unittest import mock
 
 import numpy as np
@@ -34,7 +35,14 @@ def general_way():
         yield
 
 
-CUTS = {"PARALLEL": 8, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64, "WIDE_ROW": 4, "TILE": 24}
+CUTS = {
+    "pay": lambda shape, _: math.prod(shape) >= 8,
+    "TASKS": 5,
+    "MIN_ROWS": 2,
+    "WHOLE_VALUES": 64,
+    "WIDE_ROW": 4,
+    "TILE": 24,
+}
 """Thresholds of the dispatch table at which small tensors are cut, tiled and spread over threads."""
 
 

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
-from fastbn.kernels import channels_first, channels_last, coefficients
+from fastbn.kernels import channels_first, channels_last, coefficients, threads
 from fastbn.kernels.arguments import (
     apart,
     is_like,
@@ -47,7 +47,6 @@ from fastbn.kernels.objects import (
     release,
 )
 from fastbn.kernels.phases import phases
-from fastbn.kernels.rows import PARALLEL
 
 LARGE = 2
 """The bit of an entry that runs on threads; the one before it in the table does without."""
@@ -341,8 +340,11 @@ def _update(
     return True
 
 
-def _way(x: Any, axis: Any, channels: Any) -> int:
-    """The entry for ``x``, with so many channels if that is not ``None``; -1 for the general way."""
+def _way(x: Any, axis: Any, channels: Any, passes: Any) -> int:
+    """The entry for ``x``, with so many channels if that is not ``None``; -1 for the general way.
+
+    ``passes`` is 2 for training and 1 for inference (see ``threads``).
+    """
     kind = kind_of(x)
     if not kind:
         return -1
@@ -350,7 +352,7 @@ def _way(x: Any, axis: Any, channels: Any) -> int:
     size = size_of(shape)
     if not size or not (is_none(channels) or index(channels) == shape[1]):
         return -1
-    return 4 * (kind - 1) + (LARGE if size >= PARALLEL else 0) + (1 if shape[2] < NARROW else 0)
+    return 4 * (kind - 1) + (LARGE if threads.pay(shape, index(passes)) else 0) + (1 if shape[2] < NARROW else 0)
 
 
 @inner

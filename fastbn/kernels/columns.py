@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Address, Float64Array, Matrix
+from fastbn.kernels import threads
 from fastbn.kernels.coefficients import copy, spread_columns
 from fastbn.kernels.formulas import block_moments1, mean_var1, pivot1
-from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.jit import elementwise, scalar, shared
 from fastbn.kernels.lanes import (
     DOUBLES,
     WIDE_DOUBLES,
@@ -31,7 +32,6 @@ from fastbn.kernels.lanes import (
     write,
 )
 from fastbn.kernels.prefetch import prefetch
-from fastbn.kernels.rows import PARALLEL
 
 CHUNK = 1024  # the most columns whose sums a task keeps at hand: 24 kB
 FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
@@ -45,12 +45,12 @@ MIDDLE, MIDDLE_LINES = 8_000_000, 128  # or below so many values, of which much 
 # 1170 to 1065 us, while 25088 rows of 512 would go from 2620 to 2720
 
 
-@scalar
+@shared
 def _size(shape: Matrix) -> int:
     return shape[0] * shape[1] * shape[2] * shape[3]
 
 
-@scalar
+@shared
 def channels_of(shape: Matrix) -> int:
     """Channels in one chunk of columns whose sums are kept."""
     return max(1, (CHUNK if _size(shape) >= FAR else CHUNK // 2) // shape[3])
@@ -59,9 +59,9 @@ def channels_of(shape: Matrix) -> int:
 @scalar
 def channels_of_fused(shape: Matrix) -> int:
     """The same where a task takes all rows: fewer, for the sake of the threads."""
-    _, tile, channels, inner = shape
+    rows, tile, channels, inner = shape
     step = channels_of(shape)
-    if _size(shape) < PARALLEL or tile > 1:
+    if tile > 1 or not threads.pay((rows, channels, inner), 2):
         return step
     columns = max(WIDE_DOUBLES, channels * inner // FUSED_TASKS // WIDE_DOUBLES * WIDE_DOUBLES)
     return min(step, -(-columns // inner))

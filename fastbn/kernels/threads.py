@@ -1,0 +1,38 @@
+"""From how many values on threads are used: by the shape and the operation alone, as everything in a plan.
+
+Figures: two threads against one, in turns with PyTorch's kernels in one process, float32.
+"""
+
+from __future__ import annotations
+
+from fastbn._typing import Shape3
+from fastbn.kernels.groups import NARROW
+from fastbn.kernels.jit import shared
+from fastbn.kernels.rows import FEW, PARALLEL
+
+SEGMENTED = 1 << 16
+"""Values of a few long channels, which are cut: backward of 1x8x96x96, 74,000 values, 17.4 to 12.1 us."""
+
+COLUMNS = 1 << 17
+"""Values where channels are last: forward of 1x96x30x30, 86,000, 12.8 to 19.3 us; of 1x64x46x46, 135,000, 18.7 to 18.9.
+
+Training and inference: of 1x160x25x25, 100,000, 7.6 to 9.5, of 500x256, 128,000, 10.8 to 9.1.
+"""
+
+SHORT, SHORT_COLUMNS = 128, 1 << 16
+"""So few rows, which training cuts by columns only, from so many values on: backward of 80x1000 23.6 to 16.3 us."""
+
+ONE_PASS = 3 << 15
+"""Values for inference, else: of 1x96x28x28, 75,000, 4.3 to 5.3 us; of 1x512x14x14, 100,000, 6.8 to 6.3."""
+
+
+@shared
+def pay(shape: Shape3, passes: int) -> bool:
+    """Whether threads are used for an operation that makes one pass over (outer, channels, inner) values, or two."""
+    outer, channels, inner = shape
+    values = outer * channels * inner
+    if inner < NARROW:
+        return values >= (SHORT_COLUMNS if passes == 2 and outer <= SHORT else COLUMNS)
+    if passes == 1:
+        return values >= ONE_PASS
+    return values >= (SEGMENTED if channels < FEW else PARALLEL)
