@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
@@ -30,18 +30,17 @@ from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import FEW, blocks_of
 from fastbn.kernels.threads import pay
 
-STREAM = 24_000_000
-"""Bytes of all tensors, read and written, from which streaming stores win in training.
+STREAM = 17_000_000, 24_000_000
+"""Bytes of all tensors, read and written, from which streaming stores win in training: on one thread, and on several.
 
-Here, with 32 MB of last-level cache, backward of 32x84x28x28, 25 MB, gained 5%, of 32x96x28x28, 29 MB, 20%; forward
-of 32x256x14x14, 13 MB, lost 40%. Forward of 32x128x28x28, 26 MB, took 0.8 to 1.2 of the time with normal stores on two
-threads, but 1.7 on one.
+Here, with 32 MB of last-level cache, forward of 32x96x28x28, 19 MB, gained 10% to 27% on one and lost 60% on two, of
+32x128x28x28, 26 MB, gained 70% and -7% to 15%; backward of 32x96x28x28, 29 MB, 45% and 15%.
 """
 
-STREAM_ONCE = 32_000_000
-"""The same where x is read once: 51 MB gained 20% to 45%, 26 MB lost 10% to 30%.
+STREAM_ONCE = 21_000_000, 42_000_000
+"""The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
 
-Between them it depends on the threads: at 34 MB normal stores took 0.8 to 0.95 of the time on two, 1.5 to 1.8 on one.
+On two, 26 MB lost 36% to 50%, 34 MB 11% to 26%, 40 MB 10% to -9%, and 45 MB gained 3% to 17%.
 """
 
 TASKS = 32
@@ -67,6 +66,10 @@ MIN_ROWS = 128
 """Fewest rows of a segment in ``channels_last``."""
 
 
+Stream: TypeAlias = tuple[bool, bool]
+"""Whether results are streamed on one thread, and on several. The bits are the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How one shape is run."""
@@ -84,11 +87,11 @@ class Plan:
     """and inference."""
     small: bool
     """Whether one call can do all of inference."""
-    stream_out: bool
+    stream_out: Stream
     """Whether the output is streamed in inference,"""
-    stream_training: bool
+    stream_training: Stream
     """in a training forward,"""
-    stream_dx: bool
+    stream_dx: Stream
     """and in backward."""
 
     @property
@@ -125,10 +128,14 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         parallel,
         parallel_out,
         small=not parallel_out and channels * (inner if inner < NARROW else 1) <= COLUMNS,
-        stream_out=whole_lines and 2 * size >= STREAM_ONCE,
-        stream_training=whole_lines and 2 * size >= STREAM,
-        stream_dx=whole_lines and 3 * size >= STREAM,
+        stream_out=_stream(whole_lines, 2 * size, STREAM_ONCE),
+        stream_training=_stream(whole_lines, 2 * size, STREAM),
+        stream_dx=_stream(whole_lines, 3 * size, STREAM),
     )
+
+
+def _stream(whole_lines: bool, size: int, least: tuple[int, int]) -> Stream:
+    return whole_lines and size >= least[0], whole_lines and size >= least[1]
 
 
 def _row_segments(shape: Matrix) -> int:

@@ -16,7 +16,7 @@ from fastbn._dispatch import Plan, plan
 from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
 from fastbn.kernels import calls, channels_last, coefficients, small
-from fastbn.kernels.jit import Entries, on_threads
+from fastbn.kernels.jit import Entries, launch, threads_usable
 
 
 class Sums(NamedTuple):
@@ -69,8 +69,9 @@ def whole(
     assert how is not None  # it is not empty
     table = entries if how.fused else cut
     tile = how.shape[1] if how.kernels is channels_last else 1
-    arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed))
-    return bool(on_threads(table[way], table[way - calls.LARGE], *arguments))
+    threads = threads_usable()
+    arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed)[threads])
+    return bool(launch(table[way], *arguments) if threads else table[way - calls.LARGE](*arguments))
 
 
 def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array | None = None) -> Array:
@@ -78,7 +79,9 @@ def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array 
     layout, how = _route(x if like is None else like, axis)
     result, target = _output(layout, x, out)
     if how is not None:
-        how.kernels.normalize(how.parallel_out, layout.load(x), how.shape, values, layout.flat(target), how.stream_out)
+        how.kernels.normalize(
+            how.parallel_out, layout.load(x), how.shape, values, layout.flat(target), how.stream_out[threads_usable()]
+        )
         _deliver(target, result)
     return result
 
@@ -138,13 +141,24 @@ def forward(
         parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
         flat = layout.flat(target)
         how.kernels.forward(
-            how.parallel, source, how.shape, eps, *parameters, flat, mean, var, inv_std, how.stream_training
+            how.parallel,
+            source,
+            how.shape,
+            eps,
+            *parameters,
+            flat,
+            mean,
+            var,
+            inv_std,
+            how.stream_training[threads_usable()],
         )
     else:
         how.kernels.batch_stats(how.parallel, source, how.shape, how.segments, mean, var)
         inv_std[...] = inv_std_of(var, eps)
         values = affine(x.dtype, mean, inv_std, gamma, beta)
-        how.kernels.normalize(how.parallel, source, how.shape, values, layout.flat(target), how.stream_training)
+        how.kernels.normalize(
+            how.parallel, source, how.shape, values, layout.flat(target), how.stream_training[threads_usable()]
+        )
     _deliver(target, result)
     return result, statistics
 
@@ -198,7 +212,9 @@ def backward(
     inputs, dx = (layout.load(dout), layout.load(x)), layout.flat(target)
     if how.fused:
         gamma64 = _float64(gamma, mean.size, 1.0)
-        how.kernels.backward(how.parallel, *inputs, how.shape, mean, inv_std, gamma64, *sums, dx, how.stream_dx)
+        how.kernels.backward(
+            how.parallel, *inputs, how.shape, mean, inv_std, gamma64, *sums, dx, how.stream_dx[threads_usable()]
+        )
     else:
         how.kernels.backward_sums(how.parallel, *inputs, how.shape, mean, inv_std, how.segments, *sums)
         _backward_input(how, *inputs, dx, mean, inv_std, gamma, sums, float(how.count))
@@ -219,7 +235,7 @@ def _backward_input(
 ) -> None:
     values = np.empty((6, mean.size), x.dtype)
     coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
-    how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx)
+    how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx[threads_usable()])
 
 
 def _route(x: Array, axis: int) -> tuple[Layout, Plan | None]:

@@ -28,7 +28,7 @@ _first_normalize, _last_normalize = channels_first.normalize.serial, channels_la
 _first_forward, _last_forward = channels_first.forward.serial, channels_last.forward.serial
 _first_backward, _last_backward = channels_first.backward.serial, channels_last.backward.serial
 
-_STREAM = 3_000_000  # values of a tensor from which streaming stores win (``_dispatch.STREAM``)
+_STREAM = 3_000_000  # values of a tensor from which streaming stores win on one thread (see ``_dispatch.STREAM``)
 
 
 @scalar

@@ -138,7 +138,7 @@ def many(shape: tuple[int, ...], _passes: int) -> bool:
 
 def main(large: bool) -> None:
     """All shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
-    thresholds = {"STREAM": 1, "STREAM_ONCE": 1, "pay": many, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64}
+    thresholds = {"STREAM": (1, 1), "STREAM_ONCE": (1, 1), "pay": many, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64}
     count = 0
     for (shape, axis), dtype in itertools.product(LARGE if large else SMALL, (np.float32, np.float64)):
         check(shape, axis, dtype)

@@ -383,3 +383,15 @@ def test_the_interpreters_lock_is_given_away_for_long_work(rng):
         thread.join()
     assert not any(failures)
     assert len({own.running_var.tobytes() for own in training}) == 1
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT or not objects.KNOWN, reason="needs compiled calls")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
+@pytest.mark.parametrize(("threads", "streaming"), [(1, 1), (2, 0)])
+def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, streaming):
+    x, seen = np.zeros((32, 128, 28, 28), np.float32), []
+    for way in (0, calls.LARGE):
+        monkeypatch.setitem(calls.INFERENCE, way, lambda *arguments: bool(seen.append(arguments[-1])) or True)
+    numba.set_num_threads(threads)
+    fastbn.inference(x, np.zeros(128), np.ones(128), out=x)
+    assert seen == [streaming]

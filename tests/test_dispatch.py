@@ -83,18 +83,23 @@ def test_segments_hold_work_and_stay_few(outer, channels, inner):
         assert how.segments <= blocks_of(outer, inner)
 
 
+NEVER, ALONE, ALWAYS = (False, False), (True, False), (True, True)
+
+
 @pytest.mark.parametrize(
     ("shape", "inference", "training", "backward"),
     [
-        ((32, 64, 112 * 112), True, True, True),
-        ((32, 64, 56 * 56), True, True, True),
-        ((32, 128, 28 * 28), False, True, True),
-        ((32, 256, 14 * 14), False, False, False),
-        ((32 * 112 * 112, 64, 1), True, True, True),
-        ((401409, 33, 1), False, False, False),  # rows begin anywhere in a line
+        ((32, 64, 112 * 112), ALWAYS, ALWAYS, ALWAYS),
+        ((32, 64, 56 * 56), ALWAYS, ALWAYS, ALWAYS),
+        ((32, 128, 28 * 28), ALONE, ALWAYS, ALWAYS),
+        ((32, 96, 28 * 28), NEVER, ALONE, ALWAYS),
+        ((32, 256, 14 * 14), NEVER, NEVER, ALONE),
+        ((32, 512, 7 * 7), NEVER, NEVER, NEVER),
+        ((32 * 112 * 112, 64, 1), ALWAYS, ALWAYS, ALWAYS),
+        ((401409, 33, 1), NEVER, NEVER, NEVER),  # rows begin anywhere in a line
     ],
 )
-def test_large_tensors_are_streamed(shape, inference, training, backward):
+def test_large_tensors_are_streamed_and_sooner_on_one_thread(shape, inference, training, backward):
     how = plan(*shape, 4)
     assert (how.stream_out, how.stream_training, how.stream_dx) == (inference, training, backward)
     half = plan(shape[0] // 2, *shape[1:], 8)

@@ -49,7 +49,7 @@ CUTS = {
 @contextlib.contextmanager
 def small_plans(stream):
     """The general way with plans that are meant for large tensors, results streamed or not."""
-    bytes_ = 1 if stream else 1 << 60
+    bytes_ = (1, 1) if stream else (1 << 60, 1 << 60)
     thresholds = {**CUTS, "STREAM": bytes_, "STREAM_ONCE": bytes_}
     with general_way(), contextlib.ExitStack() as stack:
         for name, value in thresholds.items():

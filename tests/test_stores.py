@@ -40,7 +40,7 @@ def results(x, dout, offset):
 def forced(monkeypatch):
     """Stream whatever can be."""
     for name in ("STREAM", "STREAM_ONCE"):
-        monkeypatch.setattr(_dispatch, name, 0)
+        monkeypatch.setattr(_dispatch, name, (0, 0))
     _forget()
     yield
     monkeypatch.undo()
@@ -67,5 +67,5 @@ def test_same_bits_at_every_alignment(rng, request, dtype, shape):
 
 
 def test_what_is_forced(forced):
-    assert _dispatch.plan(40, 64, 1, 4).stream_out
-    assert not _dispatch.plan(40, 63, 1, 4).stream_out  # rows that begin anywhere in a cache line
+    assert _dispatch.plan(40, 64, 1, 4).stream_out == (True, True)
+    assert _dispatch.plan(40, 63, 1, 4).stream_out == (False, False)  # rows that begin anywhere in a cache line

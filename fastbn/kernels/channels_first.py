@@ -53,15 +53,16 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
     """Write ``out = (x - mean) * inv_std * gamma + beta`` from the (3, C) coefficients. ``out`` may be ``x``.
 
     Traffic:  reads x once, writes out once.
-    Parallel: over groups of channels and parts of the samples, each with one writer.
+    Parallel: over parts of the samples and groups of channels, each with one writer, in the order of the memory: with
+              the groups first, inference of 32x160x29x29 took 375 us instead of 300, of 32x64x28x28 70 instead of 65.
     """
     outer, channels, _ = shape
     groups, parts, pieces = cuts_of(shape)
     for task in prange(groups * parts * pieces):
-        g = task // (parts * pieces)
+        part = task // (groups * pieces)
+        g = task // pieces % groups
         left = channels * g // groups
         right = channels * (g + 1) // groups
-        part = task // pieces % parts
         start = outer * part // parts
         stop = outer * (part + 1) // parts
         values = (

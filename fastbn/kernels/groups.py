@@ -14,8 +14,7 @@ from fastbn.kernels.prefetch import prefetch, prefetch_to_write
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put
 
-TASKS = 64  # tasks to aim at,
-RUN = 16384  # each of so many values, where there is one pass only; a run is no longer than that
+RUN = 16384  # values of a task where there is one pass only; a run is no longer than that
 AHEAD = 2048  # how many values further on others are asked for there: inference of 32x256x14x14 92 to 74 us, of
 # 2x600x16x16 23 to 20; the second pass of a forward took 0.9 to 1.04 of the time so, that of a backward 0.9 to 1.2
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
@@ -44,7 +43,7 @@ def cuts_of(shape: Shape3) -> tuple[int, int, int]:
     outer, channels, inner = shape
     group = max(1, min(GROUP, RUN // inner))
     groups = _even(-(-channels // group), channels)
-    tasks = min(TASKS, -(-outer * channels * inner // RUN))
+    tasks = -(-outer * channels * inner // RUN)
     parts = min(outer, -(-tasks // groups))
     pieces = 1 if group > 1 else min(-(-inner // RUN), -(-tasks // (groups * parts)))
     return groups, parts, pieces

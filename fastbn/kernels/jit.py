@@ -112,11 +112,12 @@ def with_globals(function: Callable[..., R], name: str, values: dict[str, Any]) 
     return copy
 
 
-def on_threads(parallel: Callable[P, R], serial: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run the first function, or the second where threads cannot be used."""
-    if not numba.config.DISABLE_JIT and _threads.usable():
-        return _threads.launch(parallel, *args, **kwargs)
-    return serial(*args, **kwargs)
+def threads_usable() -> bool:
+    """Whether there are threads now that a parallel twin could run on."""
+    return not numba.config.DISABLE_JIT and _threads.usable()
+
+
+launch = _threads.launch
 
 
 def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
@@ -200,8 +201,8 @@ class Kernel(Generic[P]):
 
     def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the twin that is wished for, or the serial one where threads cannot be used."""
-        if parallel:
-            on_threads(self.parallel, self.serial, *args, **kwargs)
+        if parallel and threads_usable():
+            launch(self.parallel, *args, **kwargs)
         else:
             self.serial(*args, **kwargs)
 
