@@ -27,8 +27,8 @@ from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
 from fastbn.kernels.columns import channels_of
 from fastbn.kernels.groups import NARROW
-from fastbn.kernels.rows import FEW, blocks_of
-from fastbn.kernels.threads import pay
+from fastbn.kernels.rows import blocks_of
+from fastbn.kernels.threads import FEW, pay
 
 STREAM = 17_000_000, 24_000_000
 """Bytes of all tensors, read and written, from which streaming stores win in training: on one thread, and on several.

@@ -136,29 +136,16 @@ def forward(
     if how is None:
         inv_std[...] = inv_std_of(var, eps)
         return result, statistics
-    source = layout.load(x)
+    source, streaming = layout.load(x), how.stream_training[threads_usable()]
     if how.fused:
         parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
         flat = layout.flat(target)
-        how.kernels.forward(
-            how.parallel,
-            source,
-            how.shape,
-            eps,
-            *parameters,
-            flat,
-            mean,
-            var,
-            inv_std,
-            how.stream_training[threads_usable()],
-        )
+        how.kernels.forward(how.parallel, source, how.shape, eps, *parameters, flat, mean, var, inv_std, streaming)
     else:
         how.kernels.batch_stats(how.parallel, source, how.shape, how.segments, mean, var)
         inv_std[...] = inv_std_of(var, eps)
         values = affine(x.dtype, mean, inv_std, gamma, beta)
-        how.kernels.normalize(
-            how.parallel, source, how.shape, values, layout.flat(target), how.stream_training[threads_usable()]
-        )
+        how.kernels.normalize(how.parallel, source, how.shape, values, layout.flat(target), streaming)
     _deliver(target, result)
     return result, statistics
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -22,6 +24,11 @@ def channels_last(x):
     """The same values with the channels (axis 1) last in memory."""
     out = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
     return read_only(out)
+
+
+def threads_for_eight(shape, passes):
+    """In place of ``threads.pay``: threads from eight values on."""
+    return math.prod(shape) >= 8
 
 
 def same_bits(a, b):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import math
 import mmap
 import sys
 from unittest import mock
@@ -18,7 +17,7 @@ import numpy as np
 import fastbn
 from fastbn import _dispatch, _engine, compiled
 from fastbn.kernels import calls
-from tests.data_for_tests import same_bits
+from tests.data_for_tests import same_bits, threads_for_eight
 
 PAGE = mmap.PAGESIZE
 CANARY = 0xA5
@@ -131,14 +130,16 @@ LARGE = [((65, 1024), 1), ((1024, 65), 1), ((1025, 100), -1), ((7, 3, 3200), 1),
 LARGE += [((40, 60, 49), 1), ((1, 2, 40961), 1), ((70001, 1), 1), ((1366, 16, 3), 1), ((64, 16, 64), 1)]
 
 
-def many(shape: tuple[int, ...], _passes: int) -> bool:
-    """Whether a few values are enough for threads."""
-    return math.prod(shape) >= 8
-
-
 def main(large: bool) -> None:
     """All shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
-    thresholds = {"STREAM": (1, 1), "STREAM_ONCE": (1, 1), "pay": many, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64}
+    thresholds = {
+        "STREAM": (1, 1),
+        "STREAM_ONCE": (1, 1),
+        "pay": threads_for_eight,
+        "TASKS": 5,
+        "MIN_ROWS": 2,
+        "WHOLE_VALUES": 64,
+    }
     count = 0
     for (shape, axis), dtype in itertools.product(LARGE if large else SMALL, (np.float32, np.float64)):
         check(shape, axis, dtype)

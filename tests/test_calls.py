@@ -385,7 +385,7 @@ def test_the_interpreters_lock_is_given_away_for_long_work(rng):
     assert len({own.running_var.tobytes() for own in training}) == 1
 
 
-@pytest.mark.skipif(numba.config.DISABLE_JIT or not objects.KNOWN, reason="needs compiled calls")
+@pytest.mark.large
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
 @pytest.mark.parametrize(("threads", "streaming"), [(1, 1), (2, 0)])
 def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, streaming):

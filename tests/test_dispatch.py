@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 
@@ -44,7 +43,7 @@ def test_table(shape, kernels, fused):
     assert how.count == shape[0] * shape[2]
 
 
-@pytest.mark.parametrize(
+values_for_threads = pytest.mark.parametrize(
     ("shape", "training", "inference"),
     [
         ((1, 767, 64), False, False),
@@ -61,14 +60,20 @@ def test_table(shape, kernels, fused):
         ((1365, 96, 1), False, False),
     ],
 )
-def test_values_for_threads(shape, training, inference):
+
+
+@values_for_threads
+def test_plans_for_threads(shape, training, inference):
     how = plan(*shape, 4)
     assert how.parallel is training
     assert how.parallel_out is inference
-    x = np.zeros(shape, np.float32)
-    ways = [calls.WAY[0](x, 1, None, passes) for passes in (2, 1)]
-    if not numba.config.DISABLE_JIT:
-        assert [bool(way & calls.LARGE) for way in ways] == [training, inference]
+
+
+@pytest.mark.large
+@values_for_threads
+def test_calls_on_threads_are_those_of_the_plans(shape, training, inference):
+    ways = [calls.WAY[0](np.zeros(shape, np.float32), 1, None, passes) for passes in (2, 1)]
+    assert [bool(way & calls.LARGE) for way in ways] == [training, inference]
 
 
 @pytest.mark.parametrize("outer", [1, 7, 64, 1000, 10**6])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from unittest import mock
 
 import numpy as np
@@ -18,7 +17,7 @@ import fastbn
 from fastbn import _dispatch, _engine, compiled, cs231n, functional
 from fastbn.kernels import calls, columns
 from tests import strategies as some
-from tests.data_for_tests import nan_like, same_bits
+from tests.data_for_tests import nan_like, same_bits, threads_for_eight
 from tests.error_model import Exact, assert_close, rounded_to
 from tests.tolerances import ELEMENT
 
@@ -35,14 +34,7 @@ def general_way():
         yield
 
 
-CUTS = {
-    "pay": lambda shape, _: math.prod(shape) >= 8,
-    "TASKS": 5,
-    "MIN_ROWS": 2,
-    "WHOLE_VALUES": 64,
-    "WIDE_ROW": 4,
-    "TILE": 24,
-}
+CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64, "WIDE_ROW": 4, "TILE": 24}
 """Thresholds of the dispatch table at which small tensors are cut, tiled and spread over threads."""
 
 

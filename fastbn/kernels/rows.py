@@ -29,7 +29,6 @@ from fastbn.kernels.prefetch import prefetch
 
 PARALLEL = 3 << 14  # values of a tensor from which groups are shared out among threads: forward of 1x928x8x8 16.4 to
 # 12.3 us, backward 17.0 to 11.9; forward of 1x48x28x28, 38,000 values, 6.3 to 8.1
-FEW = 16  # channels from which they are tasks enough
 SLICE = 65536  # values of a group, to stay in the second-level cache from one pass to the next,
 NEAR = 4096  # or of all tensors, to stay in the first-level one, where that leaves runs of
 NEAR_RUN = 512  # so many values: backward of 1x256x14x14 16 to 12 us, 1x64x56x56 35 to 29, 2x512x28x28 98 to 81

@@ -8,7 +8,10 @@ from __future__ import annotations
 from fastbn._typing import Shape3
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import shared
-from fastbn.kernels.rows import FEW, PARALLEL
+from fastbn.kernels.rows import PARALLEL
+
+FEW = 16
+"""Channels from which the channels themselves are tasks enough."""
 
 SEGMENTED = 1 << 16
 """Values of a few long channels, which are cut: backward of 1x8x96x96, 74,000 values, 17.4 to 12.1 us."""
