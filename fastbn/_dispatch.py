@@ -30,12 +30,16 @@ from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.threads import FEW, pay
 
-STREAM = 17_000_000, 24_000_000
-"""Bytes of all tensors, read and written, from which streaming stores win in training: on one thread, and on several.
+STREAM = 17_000_000, 30_000_000
+"""Bytes read and written from which streaming stores win in a training forward: on one thread, and on several.
 
-Here, with 32 MB of last-level cache, forward of 32x96x28x28, 19 MB, gained 10% to 27% on one and lost 60% on two, of
-32x128x28x28, 26 MB, gained 70% and -7% to 15%; backward of 32x96x28x28, 29 MB, 45% and 15%.
+Here, with 32 MB of last-level cache, forward of 32x96x28x28, 19 MB, gained 10% to 27% on one and lost 60% on two;
+26 MB, of 32x128x28x28, lost 30% and gained 3% within minutes, in NCHW lost 25% and nothing; 34 MB, of 32x160x29x29,
+gained 20%.
 """
+
+STREAM_DX = 17_000_000, 24_000_000
+"""The same for backward, which leaves less of the cache: 29 MB gained 15%, 38 MB 12% to 25%."""
 
 STREAM_ONCE = 21_000_000, 42_000_000
 """The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
@@ -130,7 +134,7 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         small=not parallel_out and channels * (inner if inner < NARROW else 1) <= COLUMNS,
         stream_out=_stream(whole_lines, 2 * size, STREAM_ONCE),
         stream_training=_stream(whole_lines, 2 * size, STREAM),
-        stream_dx=_stream(whole_lines, 3 * size, STREAM),
+        stream_dx=_stream(whole_lines, 3 * size, STREAM_DX),
     )
 
 

@@ -134,6 +134,7 @@ def main(large: bool) -> None:
     """All shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
     thresholds = {
         "STREAM": (1, 1),
+        "STREAM_DX": (1, 1),
         "STREAM_ONCE": (1, 1),
         "pay": threads_for_eight,
         "TASKS": 5,

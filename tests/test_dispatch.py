@@ -96,7 +96,7 @@ NEVER, ALONE, ALWAYS = (False, False), (True, False), (True, True)
     [
         ((32, 64, 112 * 112), ALWAYS, ALWAYS, ALWAYS),
         ((32, 64, 56 * 56), ALWAYS, ALWAYS, ALWAYS),
-        ((32, 128, 28 * 28), ALONE, ALWAYS, ALWAYS),
+        ((32, 128, 28 * 28), ALONE, ALONE, ALWAYS),
         ((32, 96, 28 * 28), NEVER, ALONE, ALWAYS),
         ((32, 256, 14 * 14), NEVER, NEVER, ALONE),
         ((32, 512, 7 * 7), NEVER, NEVER, NEVER),

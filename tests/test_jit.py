@@ -86,7 +86,9 @@ LOOPS = {
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
     chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B),
+    chunks._normalize_in_order: (P32, P32, INT, INT, INT, INT, THREE, B),
     chunks._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
+    chunks._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
 }
 
 

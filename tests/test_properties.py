@@ -42,7 +42,7 @@ CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64,
 def small_plans(stream):
     """The general way with plans that are meant for large tensors, results streamed or not."""
     bytes_ = (1, 1) if stream else (1 << 60, 1 << 60)
-    thresholds = {**CUTS, "STREAM": bytes_, "STREAM_ONCE": bytes_}
+    thresholds = {**CUTS, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
     with general_way(), contextlib.ExitStack() as stack:
         for name, value in thresholds.items():
             stack.enter_context(mock.patch.object(_dispatch, name, value))

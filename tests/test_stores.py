@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _dispatch, _engine
+from fastbn import _dispatch, _engine, reference
+from fastbn.kernels import chunks
 from tests.data_for_tests import same_bits, tensor
 
-SHAPES = [(5, 4096), (40, 64), (6, 5, 7, 7), (3, 33, 16), (2, 3, 41, 41), (8, 20, 14, 14), (5, 64, 3, 3), (4, 16, 2, 2)]
+SHAPES = [
+    (5, 4096),
+    (7, 160),
+    (40, 64),
+    (6, 5, 7, 7),
+    (3, 33, 16),
+    (2, 3, 41, 41),
+    (8, 20, 14, 14),
+    (5, 64, 3, 3),
+    (4, 16, 2, 2),
+]
 GUARD = 100
 
 
@@ -39,7 +50,7 @@ def results(x, dout, offset):
 @pytest.fixture
 def forced(monkeypatch):
     """Stream whatever can be."""
-    for name in ("STREAM", "STREAM_ONCE"):
+    for name in ("STREAM", "STREAM_DX", "STREAM_ONCE"):
         monkeypatch.setattr(_dispatch, name, (0, 0))
     _forget()
     yield
@@ -64,6 +75,18 @@ def test_same_bits_at_every_alignment(rng, request, dtype, shape):
     for outs in ordinary + streamed:
         for out, wanted in zip(outs, expected, strict=True):
             assert same_bits(out, wanted)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("columns", [251, 600])
+def test_rows_of_a_large_tensor_that_begin_anywhere_in_a_line(rng, columns):
+    x, dout = (tensor(rng, (chunks.LARGE // columns + 5, columns)) for _ in range(2))
+    expected = results(x, dout, 0)
+    gamma, beta = np.linspace(0.5, 1.5, columns), np.linspace(-1, 1, columns)
+    np.testing.assert_allclose(expected[0], reference.forward(x, gamma, beta)[0], atol=1e-5)
+    np.testing.assert_allclose(expected[1], reference.backward(dout, x, gamma)[0], atol=1e-5)
+    for out, wanted in zip(results(x, dout, 5), expected, strict=True):
+        assert same_bits(out, wanted)
 
 
 def test_what_is_forced(forced):

@@ -18,6 +18,7 @@ from fastbn.kernels.chunks import (
     GRADIENT_COLUMNS,
     SCRATCH,
     gradient_chunk,
+    lead,
     normalize_chunk,
     row_blocks_of,
 )
@@ -33,7 +34,7 @@ from fastbn.kernels.columns import (
     pivots,
 )
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.lanes import data, stack
+from fastbn.kernels.lanes import data, offset, stack
 
 
 @kernel
@@ -76,7 +77,8 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
         right = min(left + step, channels)
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
-        values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
+        shift = lead(data(out), shape, left, start)
+        values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
         for j in range(3):
             copy(data(coefficients), j * channels + left, j * channels + right, values[j])
         normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
@@ -110,7 +112,8 @@ def forward(
         chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
         means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
         inv_std_channels(left, right, data(var), eps, data(inv_std))
-        values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
+        shift = lead(data(out), shape, left, 0)
+        values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
         normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
 
@@ -166,13 +169,14 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
         right = min(left + step, channels)
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
+        shift = lead(data(dx), shape, left, start)
         values = (
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
         )
         for j in range(6):
             copy(data(coefficients), j * channels + left, j * channels + right, values[j])
@@ -206,13 +210,14 @@ def backward(
         chunk_sums(data(dout), data(x), shape, left, right, 0, rows, data(mean), data(sum_dout), data(sum_dout_xhat))
         for c in range(left, right):
             sum_dout_xhat[c] *= inv_std[c]
+        shift = lead(data(dx), shape, left, 0)
         values = (
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
-            stack(x, SCRATCH),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
+            offset(stack(x, SCRATCH), shift),
         )
         gradient_channels(
             data(x),

@@ -10,20 +10,20 @@ from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
 from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, offset, read, store_first, width, write
-from fastbn.kernels.prefetch import prefetch
+from fastbn.kernels.prefetch import AHEAD, prefetch
 from fastbn.kernels.stores import aligned, drain, put
 
 COLUMNS = 2048  # the most columns of a chunk for three coefficients each, half of a first-level cache,
 GRADIENT_COLUMNS = 1024  # and for six: 1568 rows of 2048 columns at once took 480 us, in halves 405
-SCRATCH = COLUMNS + BYTES // 4  # room for the coefficients of columns
-ROWS = 4  # the fewest rows that are written together, for one load of the coefficients of their columns
+SCRATCH = COLUMNS + 2 * (BYTES // 4)  # room for the coefficients of columns
+ROWS = 4  # the fewest rows that are written side by side, for one load of the coefficients of their columns
 LINES = 128  # cache lines of each tensor up to which there are more
-LONG, LONG_OF_LARGE = 64, 48  # cache lines from which a row is written by itself, in order
+LONG = 8  # cache lines from which rows are written one after another, if they are whole lines
+LARGE = 1 << 21  # or if there are so many values: 12544x251 1083 to 850 us (gradient), but 784x251 29 to 41
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
 LONG_RUN = 1 << 20  # the most values of one, so that the second pass begins with what the first one read last.
 # With tasks of RUN values forward took 1.03 to 1.2 times as long, backward 1.05 to 1.25 (6 to 26 MB).
-LARGE = 1 << 22  # values of a tensor whose rows are more often written one by one
 
 
 @scalar
@@ -35,15 +35,27 @@ def row_blocks_of(shape: Matrix) -> int:
 
 
 @scalar
-def _rows_at_once(x: Address, shape: Matrix) -> int:
-    """How many rows are written together.
+def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
+    """Where in scratch memory coefficients begin, so that those of a register on a line of its own lie on one, too.
 
-    Long ones by themselves: 1024 columns, one row at a time instead of four, 66 to 100 GB/s (normalize) and 67 to 92
-    (gradient); 512 columns 142 to 125, 140 to 111.
+    NumPy's memory begins 16 bytes after a line; with coefficients that lay across two lines rows in order took 1.1 to
+    1.4 times as long.
+    """
+    _, tile, channels, inner = shape
+    at = (start * channels + left) * inner * tile
+    return (at - aligned(out, at)) % width(out)
+
+
+@scalar
+def _rows_at_once(x: Address, shape: Matrix) -> int:
+    """How many rows are written side by side: several short ones, or such as end within a line; else they go in order.
+
+    Two threads, in order against four at once: 25088 rows of 512, normalize 1535 to 1290 us, gradient 2930 to 2460;
+    3136 of 256, 37 to 35 and 65 to 55; one thread, 1024 of 48, 2.5 to 3.8 and 3.8 to 6.2.
     """
     rows, tile, channels, inner = shape
     stride = tile * channels * inner
-    if stride >= (LONG if rows * stride < LARGE else LONG_OF_LARGE) * width(x):
+    if stride >= LONG * width(x) and (stride % width(x) == 0 or rows * stride >= LARGE):
         return 1
     return max(ROWS, LINES * width(x) // stride)
 
@@ -79,6 +91,27 @@ def _normalize_rows(
         i += n
 
 
+@elementwise
+def _normalize_in_order(
+    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool
+) -> None:
+    """The same one row after another, as the memory likes it."""
+    step = WIDE * width(x)
+    ahead = AHEAD if size + width(x) > stride else stride
+    for k in range(at, at + rows * stride, stride):
+        i = 0
+        while i + step <= size:
+            for line in range(k + i + ahead, k + i + ahead + step, width(x)):
+                prefetch(x, line)
+            a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
+            put(out, k + i, normalize1(load_wide(x, k + i), a, b, c), streaming)
+            i += step
+        while i < size:
+            n = min(width(x), size - i)
+            _normalize_part(x, out, k, stride, 1, i, n, values)
+            i += n
+
+
 @scalar
 def _spread(values: Address, channels: int, inner: int, tile: int, more: int) -> None:
     """Coefficients of channels become those of columns, of all and then once more of the first."""
@@ -102,7 +135,7 @@ def normalize_chunk(
 ) -> None:
     """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``.
 
-    ``values`` are the coefficients of the channels, in ``SCRATCH``. First rows first, and the next
+    ``values`` are the coefficients of the channels, in ``SCRATCH`` and ``lead`` into it. First rows first, and the next
     ones asked for: from the last to the first, one core ran at 0.65 of a copy instead of 0.82. Rows that follow one
     another in memory are cut where registers are aligned, not where they begin: a store across two lines takes twice as
     long, and NumPy's memory begins 16 bytes after a line.
@@ -119,11 +152,15 @@ def normalize_chunk(
     _normalize_part(x, out, at, stride, 1 if whole else stop - start, 0, head, values)
     shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
     at += head
-    last = at + (stop - start - 1) * stride
+    rows = stop - start - 1
+    last = at + rows * stride
     step = _rows_at_once(x, shape)
-    for k in range(at, last, step * stride):
-        rows = min(step, (last - k) // stride)
-        _normalize_rows(x, out, k, stride, rows, size if whole else size - head, shifted, streaming)
+    run = size if whole else size - head
+    if step == 1:
+        _normalize_in_order(x, out, at, stride, rows, run, shifted, streaming)
+    else:
+        for k in range(at, last, step * stride):
+            _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming)
     _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming)
     if streaming:
         drain()
@@ -171,6 +208,37 @@ def _gradient_rows(
         i += n
 
 
+@elementwise
+def _gradient_in_order(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    at: int,
+    stride: int,
+    rows: int,
+    size: int,
+    values: Address6,
+    streaming: bool,
+) -> None:
+    """As ``_normalize_in_order``."""
+    step = WIDE * width(x)
+    ahead = AHEAD if size + width(x) > stride else stride
+    for k in range(at, at + rows * stride, stride):
+        i = 0
+        while i + step <= size:
+            for line in range(k + i + ahead, k + i + ahead + step, width(x)):
+                prefetch(dout, line)
+                prefetch(x, line)
+            a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
+            d, e, f = load_wide(values[3], i), load_wide(values[4], i), load_wide(values[5], i)
+            put(dx, k + i, grad_input1(load_wide(dout, k + i), load_wide(x, k + i), a, b, c, d, e, f), streaming)
+            i += step
+        while i < size:
+            n = min(width(x), size - i)
+            _gradient_part(dout, x, dx, k, stride, 1, i, n, values)
+            i += n
+
+
 @scalar
 def gradient_chunk(
     dout: Address,
@@ -204,11 +272,15 @@ def gradient_chunk(
         offset(values[5], head),
     )
     at += head
-    last = at + (stop - start - 1) * stride
+    rows = stop - start - 1
+    last = at + rows * stride
     step = _rows_at_once(x, shape)
-    for k in range(at, last, step * stride):
-        rows = min(step, (last - k) // stride)
-        _gradient_rows(dout, x, dx, k, stride, rows, size if whole else size - head, shifted, streaming)
+    run = size if whole else size - head
+    if step == 1:
+        _gradient_in_order(dout, x, dx, at, stride, rows, run, shifted, streaming)
+    else:
+        for k in range(at, last, step * stride):
+            _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming)
     _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming)
     if streaming:
         drain()

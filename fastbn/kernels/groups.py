@@ -15,8 +15,6 @@ from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put
 
 RUN = 16384  # values of a task where there is one pass only; a run is no longer than that
-AHEAD = 2048  # how many values further on others are asked for there: inference of 32x256x14x14 92 to 74 us, of
-# 2x600x16x16 23 to 20; the second pass of a forward took 0.9 to 1.04 of the time so, that of a backward 0.9 to 1.2
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
 
 

@@ -14,6 +14,14 @@ from numba import types
 
 from fastbn.kernels.lanes import instruction, pointer
 
+AHEAD = 2048
+"""How many values further on lines are asked for in what is read in order and once.
+
+Inference of 32x256x14x14 92 to 74 us, of 2x600x16x16 23 to 20; the second pass of an NCHW forward took 0.9 to 1.04 of
+the time so, that of a backward 0.9 to 1.2. dx of 6272 rows of 512, streamed: 280 us without, 180 from 1024 on, 190 so;
+forward of 7200 rows of 704 650 us with 1024, 620 so.
+"""
+
 
 def _hint(intent: int) -> Any:
     def typing(typingctx: Any, x: Any, i: Any) -> Any:

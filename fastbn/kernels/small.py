@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fastbn._typing import Array, Float64Array, Shape3
-from fastbn.kernels.chunks import SCRATCH, normalize_chunk
+from fastbn.kernels.chunks import SCRATCH, lead, normalize_chunk
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
-from fastbn.kernels.groups import AHEAD, NARROW, normalize_group
+from fastbn.kernels.groups import NARROW, normalize_group
 from fastbn.kernels.jit import small
-from fastbn.kernels.lanes import data, stack
+from fastbn.kernels.lanes import data, offset, stack
+from fastbn.kernels.prefetch import AHEAD
 
 
 @small
@@ -28,13 +29,14 @@ def inference(
     Takes at most ``COLUMNS`` (of ``chunks``) channels, and columns where rows are narrow. Returns the least variance.
     """
     outer, channels, inner = shape
-    values = stack(x, SCRATCH), stack(x, SCRATCH), stack(x, SCRATCH)
+    matrix = outer, 1, channels, inner
+    shift = lead(data(out), matrix, 0, 0)
+    values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
     least = statistics_channels(data(mean), data(var), eps, channels, data(mean64), data(inv_std))
     if least < -eps:
         return least
     affine_channels(data(x), 0, channels, data(mean64), data(inv_std), data(gamma), data(beta), values)
     if inner < NARROW:
-        matrix = outer, 1, channels, inner
         normalize_chunk(data(x), data(out), matrix, 0, channels, 0, outer, values, False)
     else:
         normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, values, False)
