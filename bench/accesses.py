@@ -79,15 +79,15 @@ def _write(dout: Address, x: Address, out: Address, start: int, stop: int, both:
 
 @kernel
 def phases(dout: Array, x: Array, both: bool, out: Array, streaming: bool, sums: Array) -> None:
-    """Read everything, then from the last part to the first read it once more and write."""
+    """Read everything, then read it once more and write: each part on the thread that has read it."""
     lines = x.size // width(data(x))
     for task in numba.prange(TASKS):
         first = lines * task // TASKS * width(data(x))
         last = lines * (task + 1) // TASKS * width(data(x))
         _read(data(dout), data(x), first, last, both, 0, data(sums[task]))
     for task in numba.prange(TASKS):
-        first = lines * (TASKS - 1 - task) // TASKS * width(data(x))
-        last = lines * (TASKS - task) // TASKS * width(data(x))
+        first = lines * task // TASKS * width(data(x))
+        last = lines * (task + 1) // TASKS * width(data(x))
         _write(data(dout), data(x), data(out), first, last, both, streaming)
         if streaming:
             drain()

@@ -26,17 +26,19 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     """Mean and biased variance of each channel.
 
     Traffic:  reads x once.
-    Parallel: over groups of channels and segments, each with one writer; a channel's segments are merged in order.
+    Parallel: over segments and groups of channels, each with one writer, in the memory's order; a channel's segments
+              are merged in order.
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
     group = group_of(shape, 1)
     counts = np.empty((segments, channels))
     parts = np.empty((segments, 2, channels))
-    for task in prange(-(-channels // group) * segments):
-        left = task // segments * group
+    groups = -(-channels // group)
+    for task in prange(segments * groups):
+        s = task // groups
+        left = task % groups * group
         right = min(left + group, channels)
-        s = task % segments
         start = blocks * s // segments
         stop = blocks * (s + 1) // segments
         counts[s, left] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
@@ -123,16 +125,18 @@ def backward_sums(
     """The two sums of the gradient: ``sum(dout)`` and ``sum(dout * x_hat)``.
 
     Traffic:  reads dout and x once.
-    Parallel: over groups of channels and segments, each with one writer; a channel's segments are added in order.
+    Parallel: over segments and groups of channels, each with one writer, in the memory's order; a channel's segments
+              are added in order.
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
     group = group_of(shape, 2)
     parts = np.empty((segments, 2, channels))
-    for task in prange(-(-channels // group) * segments):
-        left = task // segments * group
+    groups = -(-channels // group)
+    for task in prange(segments * groups):
+        s = task // groups
+        left = task % groups * group
         right = min(left + group, channels)
-        s = task % segments
         group_sums(
             data(dout),
             data(x),
@@ -160,15 +164,15 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
     """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
 
     Traffic:  reads dout and x once, writes dx once.
-    Parallel: over groups of channels and parts of the samples, each with one writer.
+    Parallel: as ``normalize``.
     """
     outer, channels, _ = shape
     groups, parts, pieces = cuts_of(shape)
     for task in prange(groups * parts * pieces):
-        g = task // (parts * pieces)
+        part = task // (groups * pieces)
+        g = task // pieces % groups
         left = channels * g // groups
         right = channels * (g + 1) // groups
-        part = task // pieces % parts
         start = outer * part // parts
         stop = outer * (part + 1) // parts
         values = (
@@ -180,7 +184,19 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
             offset(data(coefficients), 5 * channels + left),
         )
         gradient_group(
-            data(dout), data(x), data(dx), shape, left, right, start, stop, task % pieces, pieces, values, streaming
+            data(dout),
+            data(x),
+            data(dx),
+            shape,
+            left,
+            right,
+            start,
+            stop,
+            task % pieces,
+            pieces,
+            AHEAD,
+            values,
+            streaming,
         )
 
 
@@ -242,4 +258,6 @@ def backward(
             count,
             values,
         )
-        gradient_group(data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, values, streaming)
+        gradient_group(
+            data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, -channels * inner, values, streaming
+        )

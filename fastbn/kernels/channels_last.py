@@ -64,15 +64,18 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
 def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streaming: bool) -> None:
     """Write ``out = (x - mean) * inv_std * gamma + beta`` from the (3, C) coefficients. ``out`` may be ``x``.
 
-    Traffic:  reads x once, writes out once, from the last block to the first: the statistics ended on the last.
-    Parallel: over blocks of rows and chunks, each with one writer.
+    Traffic:  reads x once, writes out once.
+    Parallel: over blocks of rows and chunks, each with one writer, in the order of ``batch_stats``: a thread finds in
+              its core's part of the caches what it has read. From the last block to the first, it got what the other
+              had read: backward of 12544x256 took 485 us instead of 340 where nothing else used the cache, 2 to 6% more
+              where others did; that the first blocks had been read last gained nothing, not even on one thread.
     """
     rows, _, channels, inner = shape
     step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
-        b = blocks - 1 - task // chunks
+        b = task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
         start = rows * b // blocks
@@ -156,15 +159,15 @@ def backward_sums(
 def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx: Array, streaming: bool) -> None:
     """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
 
-    Traffic:  reads dout and x once, writes dx once, from the last block to the first.
-    Parallel: over blocks of rows and chunks, each with one writer.
+    Traffic:  reads dout and x once, writes dx once.
+    Parallel: as ``normalize``.
     """
     rows, _, channels, inner = shape
     step = max(1, GRADIENT_COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
-        b = blocks - 1 - task // chunks
+        b = task // chunks
         left = task % chunks * step
         right = min(left + step, channels)
         start = rows * b // blocks

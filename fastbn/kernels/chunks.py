@@ -22,8 +22,8 @@ LONG = 8  # cache lines from which rows are written one after another, if they a
 LARGE = 1 << 21  # or if there are so many values: 12544x251 1083 to 850 us (gradient), but 784x251 29 to 41
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
-LONG_RUN = 1 << 20  # the most values of one, so that the second pass begins with what the first one read last.
-# With tasks of RUN values forward took 1.03 to 1.2 times as long, backward 1.05 to 1.25 (6 to 26 MB).
+LONG_RUN = 1 << 20  # the most values of one. With tasks of RUN values forward took 1.03 to 1.2 times as long, backward
+# 1.05 to 1.25 (6 to 26 MB).
 
 
 @scalar

@@ -164,15 +164,16 @@ def gradient_group(
     stop: int,
     k: int,
     pieces: int,
+    ahead: int,
     values: Address6,
     streaming: bool,
 ) -> None:
-    """Write piece ``k`` of ``pieces`` of each row of dx; ``values`` are the coefficients of the group."""
+    """Write piece ``k`` of ``pieces`` of each row of dx, as ``normalize_group``."""
     _, channels, inner = shape
     first = inner * k // pieces
     last = inner * (k + 1) // pieces
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
-        gradient_run(dout, x, dx, i, right - left, last - first, i - channels * inner, values, streaming)
+        gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, values, streaming)
     if streaming:
         drain()
