@@ -41,10 +41,10 @@ gained 20%.
 STREAM_DX = 17_000_000, 24_000_000
 """The same for backward, which leaves less of the cache: 29 MB gained 15%, 38 MB 12% to 25%."""
 
-STREAM_ONCE = 21_000_000, 42_000_000
+STREAM_ONCE = 21_000_000, 50_000_000
 """The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
 
-On two, 26 MB lost 36% to 50%, 34 MB 11% to 26%, 40 MB 10% to -9%, and 45 MB gained 3% to 17%.
+On two, 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB gained 3% and lost 3%, 60 MB gained 5% to 15%.
 """
 
 TASKS = 32
