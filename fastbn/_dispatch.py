@@ -44,7 +44,7 @@ STREAM_DX = 17_000_000, 24_000_000
 STREAM_ONCE = 21_000_000, 50_000_000
 """The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
 
-On two, 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB gained 3% and lost 3%, 60 MB gained 5% to 15%.
+On two, 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB gained 3% and lost 3%, 58 MB gained 4% to 13%.
 """
 
 TASKS = 32
