@@ -1,4 +1,4 @@
-"""The output of a chunk of columns, for ``channels_last``: some rows at once, for one load of the coefficients.
+"""The output of a chunk of columns, for ``channels_last``: rows in order, or short ones side by side.
 
 Everything is flat and given by its address; a *chunk* is that of ``columns``, of at most ``COLUMNS`` columns.
 """
@@ -97,7 +97,7 @@ def _normalize_in_order(
 ) -> None:
     """The same one row after another, as the memory likes it."""
     step = WIDE * width(x)
-    ahead = AHEAD if size + width(x) > stride else stride
+    ahead = AHEAD if size == stride else stride
     for k in range(at, at + rows * stride, stride):
         i = 0
         while i + step <= size:
@@ -222,7 +222,7 @@ def _gradient_in_order(
 ) -> None:
     """As ``_normalize_in_order``."""
     step = WIDE * width(x)
-    ahead = AHEAD if size + width(x) > stride else stride
+    ahead = AHEAD if size == stride else stride
     for k in range(at, at + rows * stride, stride):
         i = 0
         while i + step <= size:
