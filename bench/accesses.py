@@ -19,7 +19,7 @@ from bench.limit import PARALLEL
 from fastbn._typing import Address, Shape3
 from fastbn.kernels.jit import elementwise, kernel
 from fastbn.kernels.lanes import WIDE, data, load, load_wide, store, width
-from fastbn.kernels.prefetch import prefetch
+from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_near
 from fastbn.kernels.rows import group_of
 from fastbn.kernels.stores import drain, put
 
@@ -32,25 +32,27 @@ TASKS = 16
 VALUES = 64
 """The most that are read side by side."""
 
-AHEAD = 1024
-"""How many values further on cache lines are asked for before they are read again."""
-
 
 @elementwise
-def _read(dout: Address, x: Address, start: int, stop: int, both: bool, following: int, sums: Address) -> None:
+def _read(
+    dout: Address, x: Address, start: int, stop: int, both: bool, following: int, near: bool, sums: Address
+) -> None:
     """Read whole cache lines of ``x``, or of ``dout`` and ``x``, and ask for those that lie ``following`` further on.
 
-    ``sums`` are ``VALUES`` zeros, and as many sums that are added to.
+    They come into the second-level cache if ``near``, or if there are two tensors. ``sums`` are ``VALUES`` zeros, and
+    as many sums that are added to.
     """
     step = WIDE * width(x)
     a = b = load_wide(sums, 0)
     i = start
     while i + step <= stop:
-        if following != 0:
-            for k in range(i + following, i + following + step, width(x)):
+        for k in range(i + following, i + following + step, width(x)):
+            if near:
+                prefetch_near(x, k)
+            else:
                 prefetch(x, k)
-                if both:
-                    prefetch(dout, k)
+            if both:
+                prefetch_near(dout, k)
         a = a + load_wide(x, i)
         if both:
             b = b + load_wide(dout, i)
@@ -66,13 +68,15 @@ def _read(dout: Address, x: Address, start: int, stop: int, both: bool, followin
 
 
 @elementwise
-def _write(dout: Address, x: Address, out: Address, start: int, stop: int, both: bool, streaming: bool) -> None:
-    """Write ``x``, or the sum of both, to ``out``."""
+def _write(
+    dout: Address, x: Address, out: Address, start: int, stop: int, both: bool, following: int, streaming: bool
+) -> None:
+    """Write ``x``, or the sum of both, to ``out``, and ask for what lies ``following`` further on."""
     for i in range(start, stop, width(x)):
-        prefetch(x, i + AHEAD)
+        prefetch_near(x, i + following)
         value = load(x, i)
         if both:
-            prefetch(dout, i + AHEAD)
+            prefetch_near(dout, i + following)
             value = value + load(dout, i)
         put(out, i, value, streaming)
 
@@ -84,11 +88,11 @@ def phases(dout: Array, x: Array, both: bool, out: Array, streaming: bool, sums:
     for task in numba.prange(TASKS):
         first = lines * task // TASKS * width(data(x))
         last = lines * (task + 1) // TASKS * width(data(x))
-        _read(data(dout), data(x), first, last, both, 0, data(sums[task]))
+        _read(data(dout), data(x), first, last, both, AHEAD, True, data(sums[task]))
     for task in numba.prange(TASKS):
         first = lines * task // TASKS * width(data(x))
         last = lines * (task + 1) // TASKS * width(data(x))
-        _write(data(dout), data(x), data(out), first, last, both, streaming)
+        _write(data(dout), data(x), data(out), first, last, both, AHEAD, streaming)
         if streaming:
             drain()
 
@@ -114,12 +118,13 @@ def groups(
                 (base + right) // line * line,
                 both,
                 following // line * line,
+                both,
                 data(sums[task]),
             )
         for k in range(outer):
             base = (outer - 1 - k) * channels * inner
             first, last = (base + left) // line * line, (base + right) // line * line
-            _write(data(dout), data(x), data(out), first, last, both, streaming)
+            _write(data(dout), data(x), data(out), first, last, both, (right - left) // line * line, streaming)
         if streaming:
             drain()
 

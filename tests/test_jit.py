@@ -81,8 +81,8 @@ THREE, SIX = types.UniTuple(P32, 3), types.UniTuple(P32, 6)
 LOOPS = {
     rows._run_squares: (P32, INT, INT, F64, INT),
     rows._run_products: (P32, P32, INT, INT, F64, INT),
-    groups.normalize_run: (P32, P32, INT, INT, INT, INT, THREE, B),
-    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
+    groups.normalize_run: (P32, P32, INT, INT, INT, INT, B, THREE, B),
+    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, B, SIX, B),
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
     chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B),

@@ -74,7 +74,7 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
             offset(data(coefficients), 2 * channels + left),
         )
         normalize_group(
-            data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, AHEAD, values, streaming
+            data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, AHEAD, False, values, streaming
         )
 
 
@@ -94,7 +94,7 @@ def forward(
     """``batch_stats`` with one segment, then ``normalize``, group by group of channels: the same bits.
 
     Traffic:  reads x and writes out once where a group's values stay in cache, else reads x twice. The second pass
-              goes backwards, so that it begins on what is still there.
+              goes backwards, so that it begins on what is still there, and asks for the next group.
     Parallel: over groups of channels.
     """
     outer, channels, inner = shape
@@ -108,7 +108,8 @@ def forward(
         inv_std_channels(left, right, data(var), eps, data(inv_std))
         values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
         affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
-        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, -channels * inner, values, streaming)
+        ahead = (right - left) * inner
+        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
 
 
 @kernel
@@ -195,6 +196,7 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
             task % pieces,
             pieces,
             AHEAD,
+            False,
             values,
             streaming,
         )
@@ -258,6 +260,7 @@ def backward(
             count,
             values,
         )
+        ahead = (right - left) * inner
         gradient_group(
-            data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, -channels * inner, values, streaming
+            data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
         )

@@ -10,7 +10,7 @@ from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
 from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, offset, read, store_first, width, write
-from fastbn.kernels.prefetch import AHEAD, prefetch
+from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_near
 from fastbn.kernels.stores import aligned, drain, put
 
 COLUMNS = 2048  # the most columns of a chunk for three coefficients each, half of a first-level cache,
@@ -102,7 +102,7 @@ def _normalize_in_order(
         i = 0
         while i + step <= size:
             for line in range(k + i + ahead, k + i + ahead + step, width(x)):
-                prefetch(x, line)
+                prefetch_near(x, line)
             a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
             put(out, k + i, normalize1(load_wide(x, k + i), a, b, c), streaming)
             i += step
@@ -227,8 +227,8 @@ def _gradient_in_order(
         i = 0
         while i + step <= size:
             for line in range(k + i + ahead, k + i + ahead + step, width(x)):
-                prefetch(dout, line)
-                prefetch(x, line)
+                prefetch_near(dout, line)
+                prefetch_near(x, line)
             a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
             d, e, f = load_wide(values[3], i), load_wide(values[4], i), load_wide(values[5], i)
             put(dx, k + i, grad_input1(load_wide(dout, k + i), load_wide(x, k + i), a, b, c, d, e, f), streaming)

@@ -31,18 +31,15 @@ from fastbn.kernels.lanes import (
     width,
     write,
 )
-from fastbn.kernels.prefetch import prefetch
+from fastbn.kernels.prefetch import AHEAD, prefetch_near
 
 CHUNK = 1024  # the most columns whose sums a task keeps at hand: 24 kB
 FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
-NEAR_ROWS = 8  # the most rows of a tensor in cache that are summed together for one load and store of the sums,
-NEAR = 8192  # and values of these rows, but at least two rows: rows that lie some KB apart crowd each other out;
-LONG = 1024  # so, with this many values, half as many rows,
-SHORT = 2048  # and of short rows so many values: forward of 65536 rows of 64 columns 660 to 610 us
-FAR = 6_000_000  # values from which a tensor comes from memory, where reading in order counts for more
-FAR_LINES = 64  # cache lines that are summed together then,
-MIDDLE, MIDDLE_LINES = 8_000_000, 128  # or below so many values, of which much is in cache: 6272 rows of 1024 columns
-# 1170 to 1065 us, while 25088 rows of 512 would go from 2620 to 2720
+FAR = 6_000_000  # values from which a tensor comes from memory
+ROWS = 8  # rows of a tensor that are summed together for one load and store of the sums,
+SHORT = 2048  # and of short rows so many values. Rows in all and lines in the order of the sums, as they were before,
+# took on two cores of a Zen 4: forward of 25088 rows of 512 4310 to 3550 us, of 100352 of 256 8210 to 5050; on one core
+# of 25088 of 512 8400 to 5160. 16 rows or 4 took 0.95 to 1.1 times as long.
 
 
 @shared
@@ -68,20 +65,10 @@ def channels_of_fused(shape: Matrix) -> int:
 
 
 @scalar
-def _cut(x: Address, shape: Matrix, size: int, tensors: int) -> tuple[int, int]:
-    """Rows of ``size`` columns that are summed together, and how many values ahead of them others are asked for.
-
-    On one core, 512 columns: eight rows at once 70 GB/s from the caches, two 50; from memory, which reads at 45, 29
-    and 40. 1024 columns: four rows from the caches 60, eight 50.
-    """
-    _, tile, channels, inner = shape
-    stride = tile * channels * inner
-    if _size(shape) >= FAR:
-        values = (FAR_LINES if _size(shape) >= MIDDLE else MIDDLE_LINES) // tensors * width(x)
-        return max(1, values // size), -(-2 * values // stride) * stride
-    most = max(NEAR_ROWS, SHORT // stride) if stride < LONG else NEAR_ROWS // 2
-    step = max(2, min(most, NEAR // stride) // tensors)
-    return step, step * stride
+def _cut(stride: int, tensors: int) -> tuple[int, int]:
+    """Rows that are summed together, and how many values ahead of them others are asked for."""
+    step = max(ROWS, SHORT // stride) // tensors
+    return step, max(step, AHEAD // stride) * stride
 
 
 @elementwise
@@ -98,15 +85,21 @@ def _add_squares(
 ) -> None:
     """Add ``rows`` runs of ``size`` values, the first from ``x[at]`` on, to the sums of their columns.
 
-    The values ``ahead`` are asked for one line at a time: all at once, they took twice as long.
+    Meanwhile the rows ``ahead`` are asked for, in the memory's order and not that of the sums: they are what the next
+    call begins with, and the memory reads runs that lie a row apart at half its speed or less.
     """
     stop = at + rows * stride
+    following = at + ahead
+    end = following + size
     i = 0
     while i + WIDE_DOUBLES <= size:
         p, t, s = load_wide_doubles(pivot, i), load_wide_doubles(total, i), load_wide_doubles(square, i)
         for k in range(at + i, stop + i, stride):
-            for line in range(0, WIDE_DOUBLES, width(x)):
-                prefetch(x, k + ahead + line)
+            for line in range(following, following + WIDE_DOUBLES, width(x)):
+                prefetch_near(x, line)
+            following += WIDE_DOUBLES
+            if following >= end:
+                following, end = end - size + stride, end + stride
             d = load_wide_doubles(x, k) - p
             t = t + d
             s = s + d * d
@@ -117,7 +110,7 @@ def _add_squares(
         n = min(DOUBLES, size - i)
         p, t, s = load_doubles(pivot, i), load_doubles(total, i), load_doubles(square, i)
         for k in range(at + i, stop + i, stride):
-            prefetch(x, k + ahead)
+            prefetch_near(x, k + ahead)
             d = load_first_doubles(x, k, n, 0.0) - p
             t = t + d
             s = s + d * d
@@ -141,13 +134,18 @@ def _add_products(
 ) -> None:
     """The same for ``dout`` and ``dout * (x - center)``."""
     stop = at + rows * stride
+    following = at + ahead
+    end = following + size
     i = 0
     while i + WIDE_DOUBLES <= size:
         c, t, p = load_wide_doubles(center, i), load_wide_doubles(total, i), load_wide_doubles(product, i)
         for k in range(at + i, stop + i, stride):
-            for line in range(0, WIDE_DOUBLES, width(x)):
-                prefetch(dout, k + ahead + line)
-                prefetch(x, k + ahead + line)
+            for line in range(following, following + WIDE_DOUBLES, width(x)):
+                prefetch_near(dout, line)
+                prefetch_near(x, line)
+            following += WIDE_DOUBLES
+            if following >= end:
+                following, end = end - size + stride, end + stride
             d = load_wide_doubles(dout, k)
             t = t + d
             p = p + d * (load_wide_doubles(x, k) - c)
@@ -158,8 +156,8 @@ def _add_products(
         n = min(DOUBLES, size - i)
         c, t, p = load_doubles(center, i), load_doubles(total, i), load_doubles(product, i)
         for k in range(at + i, stop + i, stride):
-            prefetch(dout, k + ahead)
-            prefetch(x, k + ahead)
+            prefetch_near(dout, k + ahead)
+            prefetch_near(x, k + ahead)
             d = load_first_doubles(dout, k, n, 0.0)
             t = t + d
             p = p + d * (load_first_doubles(x, k, n, 0.0) - c)
@@ -226,7 +224,7 @@ def chunk_moments(
     spread_columns(pivot, right - left, inner, tile)
     _clear(values, size)
     _clear(squares, size)
-    step, ahead = _cut(x, shape, size, 1)
+    step, ahead = _cut(stride, 1)
     for n in range(start, stop, step):
         _add_squares(x, n * stride + first, stride, min(step, stop - n), size, ahead, pivot, values, squares)
     _gather(values, right - left, inner, tile)
@@ -317,7 +315,7 @@ def chunk_sums(
     spread_columns(center, right - left, inner, tile)
     _clear(values, size)
     _clear(products, size)
-    step, ahead = _cut(x, shape, size, 2)
+    step, ahead = _cut(stride, 2)
     for n in range(start, stop, step):
         _add_products(dout, x, n * stride + first, stride, min(step, stop - n), size, ahead, center, values, products)
     _gather(values, right - left, inner, tile)

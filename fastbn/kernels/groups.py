@@ -10,7 +10,7 @@ from fastbn._typing import Address, Address3, Address6, Shape3
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
 from fastbn.kernels.lanes import BYTES, blend, load, load_first, read, spread, store_first, width
-from fastbn.kernels.prefetch import prefetch, prefetch_to_write
+from fastbn.kernels.prefetch import prefetch, prefetch_near, prefetch_to_write
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put
 
@@ -48,14 +48,31 @@ def cuts_of(shape: Shape3) -> tuple[int, int, int]:
 
 
 @elementwise
+def _ask(x: Address, i: int, later: bool) -> None:
+    if later:
+        prefetch_near(x, i)
+    else:
+        prefetch(x, i)
+
+
+@elementwise
 def normalize_run(
-    x: Address, out: Address, start: int, count: int, inner: int, following: int, values: Address3, streaming: bool
+    x: Address,
+    out: Address,
+    start: int,
+    count: int,
+    inner: int,
+    following: int,
+    later: bool,
+    values: Address3,
+    streaming: bool,
 ) -> None:
     """``count`` channels of ``inner`` values each, side by side from ``x[start]`` on; ``values`` as of ``affine1``.
 
     A register that holds values of two channels gets the coefficients of both: planes of any size from a register
-    up run at full width, and a streaming store is never cut. What lies from ``following`` on is asked for; with the
-    same of ``out``, too, tensors up to 3 MB took 1.05 times as long, others as long as without.
+    up run at full width, and a streaming store is never cut. What lies from ``following`` on is asked for, into the
+    second-level cache if it is for ``later``; with the same of ``out``, too, tensors up to 3 MB took 1.05 times as
+    long, others as long as without.
     """
     step = width(x)
     center, scale, shift = values
@@ -65,14 +82,14 @@ def normalize_run(
     for channel in range(1, count + 1):
         end = start + channel * inner
         while i + step <= end:
-            prefetch(x, following + i - start)
+            _ask(x, following + i - start, later)
             put(out, i, normalize1(load(x, i), a, b, c), streaming)
             i += step
         if channel == count:
             store_first(out, i, end - i, normalize1(load_first(x, i, end - i), a, b, c))
             return
         n = end - i
-        prefetch(x, following + i - start)
+        _ask(x, following + i - start, later)
         a0, b0, c0 = a, b, c
         a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
         put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
@@ -88,6 +105,7 @@ def gradient_run(
     count: int,
     inner: int,
     following: int,
+    later: bool,
     values: Address6,
     streaming: bool,
 ) -> None:
@@ -102,9 +120,9 @@ def gradient_run(
     for channel in range(1, count + 1):
         end = start + channel * inner
         while i + step <= end:
-            prefetch(dout, following + i - start)
-            prefetch(x, following + i - start)
-            if not streaming:
+            _ask(dout, following + i - start, later)
+            _ask(x, following + i - start, later)
+            if not (streaming or later):
                 prefetch_to_write(dx, following + i - start)
             put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d, e, f), streaming)
             i += step
@@ -112,8 +130,8 @@ def gradient_run(
         if channel == count:
             store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d, e, f))
             return
-        prefetch(dout, following + i - start)
-        prefetch(x, following + i - start)
+        _ask(dout, following + i - start, later)
+        _ask(x, following + i - start, later)
         a0, b0, c0, d0, e0, f0 = a, b, c, d, e, f
         a, b, c = spread(x, read(v0, channel)), spread(x, read(v1, channel)), spread(x, read(v2, channel))
         d, e, f = spread(x, read(v3, channel)), spread(x, read(v4, channel)), spread(x, read(v5, channel))
@@ -135,19 +153,23 @@ def normalize_group(
     k: int,
     pieces: int,
     ahead: int,
+    later: bool,
     values: Address3,
     streaming: bool,
 ) -> None:
     """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group.
 
-    What lies ``ahead`` of a value is asked for: ``AHEAD`` where there is one pass only, else the run that comes next.
+    What lies ``ahead`` of a value is asked for: ``AHEAD`` where there is one pass only, else what the next group
+    begins with, ``later``, so that the memory is read while results are written. On two cores of a Zen 4, instead of
+    the next run of the same group: forward of 32x512x28x28 3.45 to 2.64 ms, backward 5.18 to 3.91; 32x256x14x14 as
+    long.
     """
     _, channels, inner = shape
     first = inner * k // pieces
     last = inner * (k + 1) // pieces
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
-        normalize_run(x, out, i, right - left, last - first, i + ahead, values, streaming)
+        normalize_run(x, out, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()
 
@@ -165,6 +187,7 @@ def gradient_group(
     k: int,
     pieces: int,
     ahead: int,
+    later: bool,
     values: Address6,
     streaming: bool,
 ) -> None:
@@ -174,6 +197,6 @@ def gradient_group(
     last = inner * (k + 1) // pieces
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
-        gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, values, streaming)
+        gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()

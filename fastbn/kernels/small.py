@@ -39,5 +39,5 @@ def inference(
     if inner < NARROW:
         normalize_chunk(data(x), data(out), matrix, 0, channels, 0, outer, values, False)
     else:
-        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, values, False)
+        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, False, values, False)
     return least
