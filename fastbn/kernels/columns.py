@@ -37,9 +37,9 @@ CHUNK = 1024  # the most columns whose sums a task keeps at hand: 24 kB
 FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
 FAR = 6_000_000  # values from which a tensor comes from memory
 ROWS = 8  # rows of a tensor that are summed together for one load and store of the sums,
-SHORT = 2048  # and of short rows so many values. Rows in all and lines in the order of the sums, as they were before,
-# took on two cores of a Zen 4: forward of 25088 rows of 512 4310 to 3550 us, of 100352 of 256 8210 to 5050; on one core
-# of 25088 of 512 8400 to 5160. 16 rows or 4 took 0.95 to 1.1 times as long.
+SHORT = 2048  # and of short rows so many values. 16 rows or 4: 0.95 to 1.1 times as long. Fewer of far tensors, with
+# lines asked for in the order of the sums, took on two cores of a Zen 4 4310 us instead of 3550 (forward of 25088 rows
+# of 512) and 8210 instead of 5050 (100352 of 256), on one core 8400 instead of 5160 (25088 of 512).
 
 
 @shared
