@@ -19,7 +19,7 @@ from bench.limit import PARALLEL
 from fastbn._typing import Address, Shape3
 from fastbn.kernels.jit import elementwise, kernel
 from fastbn.kernels.lanes import WIDE, data, load, load_wide, store, width
-from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_near
+from fastbn.kernels.prefetch import AHEAD, ask, prefetch_near
 from fastbn.kernels.rows import group_of
 from fastbn.kernels.stores import drain, put
 
@@ -47,10 +47,7 @@ def _read(
     i = start
     while i + step <= stop:
         for k in range(i + following, i + following + step, width(x)):
-            if near:
-                prefetch_near(x, k)
-            else:
-                prefetch(x, k)
+            ask(x, k, near)
             if both:
                 prefetch_near(dout, k)
         a = a + load_wide(x, i)

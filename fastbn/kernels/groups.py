@@ -10,7 +10,7 @@ from fastbn._typing import Address, Address3, Address6, Shape3
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
 from fastbn.kernels.lanes import BYTES, blend, load, load_first, read, spread, store_first, width
-from fastbn.kernels.prefetch import prefetch, prefetch_near, prefetch_to_write
+from fastbn.kernels.prefetch import ask, prefetch_to_write
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put
 
@@ -48,14 +48,6 @@ def cuts_of(shape: Shape3) -> tuple[int, int, int]:
 
 
 @elementwise
-def _ask(x: Address, i: int, later: bool) -> None:
-    if later:
-        prefetch_near(x, i)
-    else:
-        prefetch(x, i)
-
-
-@elementwise
 def normalize_run(
     x: Address,
     out: Address,
@@ -82,14 +74,14 @@ def normalize_run(
     for channel in range(1, count + 1):
         end = start + channel * inner
         while i + step <= end:
-            _ask(x, following + i - start, later)
+            ask(x, following + i - start, later)
             put(out, i, normalize1(load(x, i), a, b, c), streaming)
             i += step
         if channel == count:
             store_first(out, i, end - i, normalize1(load_first(x, i, end - i), a, b, c))
             return
         n = end - i
-        _ask(x, following + i - start, later)
+        ask(x, following + i - start, later)
         a0, b0, c0 = a, b, c
         a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
         put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
@@ -120,8 +112,8 @@ def gradient_run(
     for channel in range(1, count + 1):
         end = start + channel * inner
         while i + step <= end:
-            _ask(dout, following + i - start, later)
-            _ask(x, following + i - start, later)
+            ask(dout, following + i - start, later)
+            ask(x, following + i - start, later)
             if not (streaming or later):
                 prefetch_to_write(dx, following + i - start)
             put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d, e, f), streaming)
@@ -130,8 +122,8 @@ def gradient_run(
         if channel == count:
             store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d, e, f))
             return
-        _ask(dout, following + i - start, later)
-        _ask(x, following + i - start, later)
+        ask(dout, following + i - start, later)
+        ask(x, following + i - start, later)
         a0, b0, c0, d0, e0, f0 = a, b, c, d, e, f
         a, b, c = spread(x, read(v0, channel)), spread(x, read(v1, channel)), spread(x, read(v2, channel))
         d, e, f = spread(x, read(v3, channel)), spread(x, read(v4, channel)), spread(x, read(v5, channel))

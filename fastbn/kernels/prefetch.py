@@ -12,6 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from fastbn._typing import Address
+from fastbn.kernels.jit import elementwise
 from fastbn.kernels.lanes import instruction, pointer
 
 AHEAD = 2048
@@ -23,14 +25,14 @@ forward of 7200 rows of 704 650 us with 1024, 620 so.
 """
 
 
-def _hint(intent: int, near: int) -> Any:
+def _hint(intent: int, level: int) -> Any:
     def typing(typingctx: Any, x: Any, i: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             byte, i32 = ir.IntType(8), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), i32, i32, i32])
             hint = builder.module.declare_intrinsic("llvm.prefetch", [byte.as_pointer()], kind)
             data_cache = 1
-            numbers = (ir.Constant(i32, number) for number in (intent, near, data_cache))
+            numbers = (ir.Constant(i32, number) for number in (intent, level, data_cache))
             builder.call(hint, [pointer(builder, args[0], args[1], byte), *numbers])
             return context.get_dummy_value()
 
@@ -50,3 +52,12 @@ prefetch_near = _hint(_READ, _SECOND_LEVEL)
 
 prefetch_to_write = _hint(_WRITE, _FIRST_LEVEL)
 """As ``prefetch``, for a line that is to be written."""
+
+
+@elementwise
+def ask(x: Address, i: int, later: bool) -> None:
+    """``prefetch``, or ``prefetch_near`` for what is needed ``later``."""
+    if later:
+        prefetch_near(x, i)
+    else:
+        prefetch(x, i)
