@@ -51,7 +51,7 @@ def call_with(kernel, rng, dtype, shape, parallel, streaming):
 
 
 FIRST = [(5, 4, 61), (3, 4, 4500), (9, 70, 16), (2, 2, 40_000)]
-LAST = [(203, 1, 4, 1), (29, 8, 4, 1), (20, 1, 16, 3), (20, 1, 4, 4), (3, 1, 600, 1)]
+LAST = [(203, 1, 4, 1), (29, 8, 4, 1), (20, 1, 16, 3), (20, 1, 4, 4), (3, 1, 600, 1), (9, 1, 1776, 1)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -85,9 +85,9 @@ LOOPS = {
     groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, B, SIX, B),
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
-    chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B),
+    chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),
     chunks._normalize_in_order: (P32, P32, INT, INT, INT, INT, THREE, B),
-    chunks._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
+    chunks._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, SIX, B, B),
     chunks._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, SIX, B),
 }
 

@@ -15,7 +15,6 @@ from numba import prange
 from fastbn._typing import Array, Float64Array, Matrix
 from fastbn.kernels.chunks import (
     COLUMNS,
-    GRADIENT_COLUMNS,
     SCRATCH,
     gradient_chunk,
     lead,
@@ -163,7 +162,7 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     Parallel: as ``normalize``.
     """
     rows, _, channels, inner = shape
-    step = max(1, GRADIENT_COLUMNS // inner)
+    step = max(1, COLUMNS // inner)
     chunks = -(-channels // step)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):

@@ -10,16 +10,19 @@ from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
 from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, offset, read, store_first, width, write
-from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_near
+from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near
 from fastbn.kernels.stores import aligned, drain, put
 
-COLUMNS = 2048  # the most columns of a chunk for three coefficients each, half of a first-level cache,
-GRADIENT_COLUMNS = 1024  # and for six: 1568 rows of 2048 columns at once took 480 us, in halves 405
+COLUMNS = 2048  # the most columns of a chunk
 SCRATCH = COLUMNS + 2 * (BYTES // 4)  # room for the coefficients of columns
 ROWS = 4  # the fewest rows that are written side by side, for one load of the coefficients of their columns
 LINES = 128  # cache lines of each tensor up to which there are more
 LONG = 8  # cache lines from which rows are written one after another, if they are whole lines
 LARGE = 1 << 21  # or if there are so many values: 12544x251 1083 to 850 us (gradient), but 784x251 29 to 41
+KEPT = 320  # the most cache lines of their coefficients, 20 kB, that a first-level cache of 32 kB keeps meanwhile. Four
+# wider rows at once, in turns on two cores of a Zen 4: inference of 512x2048 143 to 93 us, of 1568x2048 438 to 321, dx
+# of 2048 and of 1024 columns 0.8 to 1.0 of the time. Eight, or with lines of dx asked for: 1.0 to 1.5 times as long as
+# four; all rows of one half and then of the other gained nothing.
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
 LONG_RUN = 1 << 20  # the most values of one. With tasks of RUN values forward took 1.03 to 1.2 times as long, backward
@@ -47,15 +50,17 @@ def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
 
 
 @scalar
-def _rows_at_once(x: Address, shape: Matrix) -> int:
-    """How many rows are written side by side: several short ones, or such as end within a line; else they go in order.
+def _rows_at_once(x: Address, shape: Matrix, wide: bool) -> int:
+    """How many rows are written side by side: several short, or ``wide`` ones, or such as end within a line.
+
+    Else they go in order.
 
     Two threads, in order against four at once: 25088 rows of 512, normalize 1535 to 1290 us, gradient 2930 to 2460;
     3136 of 256, 37 to 35 and 65 to 55; one thread, 1024 of 48, 2.5 to 3.8 and 3.8 to 6.2.
     """
     rows, tile, channels, inner = shape
     stride = tile * channels * inner
-    if stride >= LONG * width(x) and (stride % width(x) == 0 or rows * stride >= LARGE):
+    if stride >= LONG * width(x) and not wide and (stride % width(x) == 0 or rows * stride >= LARGE):
         return 1
     return max(ROWS, LINES * width(x) // stride)
 
@@ -72,17 +77,19 @@ def _normalize_part(
 
 @elementwise
 def _normalize_rows(
-    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool
+    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool, wide: bool
 ) -> None:
     """``rows`` runs of ``size`` values, the first from ``x[at]`` on; ``values`` are the coefficients of the columns."""
     step = WIDE * width(x)
-    ahead = rows * stride
+    following = at + rows * stride
+    end = following + size
     i = 0
     while i + step <= size:
         a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
         for k in range(at + i, at + i + rows * stride, stride):
-            for line in range(k + ahead, k + ahead + step, width(x)):
-                prefetch(x, line)
+            for line in range(following, following + step, width(x)):
+                ask(x, line, wide)
+            following, end = onward(following, end, step, size, stride)
             put(out, k, normalize1(load_wide(x, k), a, b, c), streaming)
         i += step
     while i < size:
@@ -154,14 +161,15 @@ def normalize_chunk(
     at += head
     rows = stop - start - 1
     last = at + rows * stride
-    step = _rows_at_once(x, shape)
+    wide = 3 * size > KEPT * width(x)
+    step = _rows_at_once(x, shape, wide)
     run = size if whole else size - head
     if step == 1:
         _normalize_in_order(x, out, at, stride, rows, run, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
-            _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming)
-    _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming)
+            _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
+    _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming, wide)
     if streaming:
         drain()
 
@@ -188,18 +196,21 @@ def _gradient_rows(
     size: int,
     values: Address6,
     streaming: bool,
+    wide: bool,
 ) -> None:
     """As ``_normalize_rows``."""
     step = WIDE * width(x)
-    ahead = rows * stride
+    following = at + rows * stride
+    end = following + size
     i = 0
     while i + step <= size:
         a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
         d, e, f = load_wide(values[3], i), load_wide(values[4], i), load_wide(values[5], i)
         for k in range(at + i, at + i + rows * stride, stride):
-            for line in range(k + ahead, k + ahead + step, width(x)):
-                prefetch(dout, line)
-                prefetch(x, line)
+            for line in range(following, following + step, width(x)):
+                ask(dout, line, wide)
+                ask(x, line, wide)
+            following, end = onward(following, end, step, size, stride)
             put(dx, k, grad_input1(load_wide(dout, k), load_wide(x, k), a, b, c, d, e, f), streaming)
         i += step
     while i < size:
@@ -274,13 +285,14 @@ def gradient_chunk(
     at += head
     rows = stop - start - 1
     last = at + rows * stride
-    step = _rows_at_once(x, shape)
+    wide = 6 * size > KEPT * width(x)
+    step = _rows_at_once(x, shape, wide)
     run = size if whole else size - head
     if step == 1:
         _gradient_in_order(dout, x, dx, at, stride, rows, run, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
-            _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming)
-    _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming)
+            _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
+    _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming, wide)
     if streaming:
         drain()

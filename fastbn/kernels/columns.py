@@ -31,7 +31,7 @@ from fastbn.kernels.lanes import (
     width,
     write,
 )
-from fastbn.kernels.prefetch import AHEAD, prefetch_near
+from fastbn.kernels.prefetch import AHEAD, onward, prefetch_near
 
 CHUNK = 1024  # the most columns whose sums a task keeps at hand: 24 kB
 FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
@@ -85,8 +85,7 @@ def _add_squares(
 ) -> None:
     """Add ``rows`` runs of ``size`` values, the first from ``x[at]`` on, to the sums of their columns.
 
-    Meanwhile the rows ``ahead`` are asked for, in the memory's order and not that of the sums: they are what the next
-    call begins with, and the memory reads runs that lie a row apart at half its speed or less.
+    Meanwhile the rows ``ahead`` are asked for, in the memory's order: they are what the next call begins with.
     """
     stop = at + rows * stride
     following = at + ahead
@@ -97,9 +96,7 @@ def _add_squares(
         for k in range(at + i, stop + i, stride):
             for line in range(following, following + WIDE_DOUBLES, width(x)):
                 prefetch_near(x, line)
-            following += WIDE_DOUBLES
-            if following >= end:
-                following, end = end - size + stride, end + stride
+            following, end = onward(following, end, WIDE_DOUBLES, size, stride)
             d = load_wide_doubles(x, k) - p
             t = t + d
             s = s + d * d
@@ -143,9 +140,7 @@ def _add_products(
             for line in range(following, following + WIDE_DOUBLES, width(x)):
                 prefetch_near(dout, line)
                 prefetch_near(x, line)
-            following += WIDE_DOUBLES
-            if following >= end:
-                following, end = end - size + stride, end + stride
+            following, end = onward(following, end, WIDE_DOUBLES, size, stride)
             d = load_wide_doubles(dout, k)
             t = t + d
             p = p + d * (load_wide_doubles(x, k) - c)

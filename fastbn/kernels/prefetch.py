@@ -61,3 +61,15 @@ def ask(x: Address, i: int, later: bool) -> None:
         prefetch_near(x, i)
     else:
         prefetch(x, i)
+
+
+@elementwise
+def onward(following: int, end: int, step: int, size: int, stride: int) -> tuple[int, int]:
+    """What is asked for next, ``step`` values further in a run of ``size`` that ends at ``end``, or in the next row.
+
+    So lines come in the memory's order where values are worked on in another: the memory reads runs that lie a row
+    apart at half its speed or less.
+    """
+    if following + step < end:
+        return following + step, end
+    return end - size + stride, end + stride
