@@ -17,8 +17,9 @@ import numpy as np
 from bench.cases import Array, Case, aligned, rows
 from bench.limit import PARALLEL
 from fastbn._typing import Address, Shape3
+from fastbn.kernels.addresses import data
 from fastbn.kernels.jit import elementwise, kernel
-from fastbn.kernels.lanes import WIDE, data, load, load_wide, store, width
+from fastbn.kernels.lanes import WIDE, load, load_wide, store, width
 from fastbn.kernels.prefetch import AHEAD, ask, prefetch_near
 from fastbn.kernels.rows import group_of
 from fastbn.kernels.stores import drain, put

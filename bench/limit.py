@@ -15,8 +15,9 @@ import numpy as np
 
 from bench.cases import Array, aligned
 from bench.timing import alternate
+from fastbn.kernels.addresses import data
 from fastbn.kernels.jit import kernel, scalar
-from fastbn.kernels.lanes import data, load, spread, width
+from fastbn.kernels.lanes import load, spread, width
 from fastbn.kernels.stores import put
 
 LIMITS = {"copy": 2, "copy, streaming": 2, "read": 1, "write": 1, "write, streaming": 1}

@@ -18,7 +18,7 @@ Object: TypeAlias = Any
 """Any Python object that a caller may have given (``objects``)."""
 
 Address: TypeAlias = Any
-"""To the compiler the bare address of an array (``lanes.data``), else the array itself."""
+"""To the compiler the bare address of an array (``addresses.data``), else the array itself."""
 
 Scalar: TypeAlias = Any
 """One float32 or float64 value, or lanes of them; NumPy's scalar types do not mix under a type checker."""

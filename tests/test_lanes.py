@@ -6,13 +6,13 @@ import numba
 import numpy as np
 import pytest
 
+from fastbn.kernels.addresses import data, offset, read, stack, write
 from fastbn.kernels.formulas import affine1
 from fastbn.kernels.lanes import (
     DOUBLES,
     WIDE,
     WIDE_DOUBLES,
     blend,
-    data,
     if_zero,
     load,
     load_doubles,
@@ -21,18 +21,13 @@ from fastbn.kernels.lanes import (
     load_wide,
     load_wide_doubles,
     not_negative,
-    offset,
-    read,
     root,
     spread,
     spread_doubles,
-    stack,
     store,
     store_first,
-    store_first_doubles,
     sum_of,
     width,
-    write,
 )
 from tests.data_for_tests import same_bits
 
@@ -87,7 +82,7 @@ def doubles(x, out, i, n, fill, narrow):
     source, target = data(x), data(out)
     store(target, 0, load_doubles(source, i))
     store(target, DOUBLES, load_first_doubles(source, i, n, fill))
-    store_first_doubles(data(narrow), 1, n, load_doubles(target, 0))
+    store_first(data(narrow), 1, n, load_doubles(target, 0))
 
 
 @DTYPES
@@ -197,7 +192,7 @@ def test_an_address_is_of_contiguous_memory(rng):
         lambda x, i: load_first_doubles(x, i, 1, 0.0),
         lambda x, i: store(x, i, np.ones(16, np.float32)),
         lambda x, i: store_first(x, i, 1, np.ones(16, np.float32)),
-        lambda x, i: store_first_doubles(x, i, 1, np.ones(8)),
+        lambda x, i: store_first(x, i, 1, np.ones(8)),
         lambda x, i: write(x, i, 1.0),
     ],
 )

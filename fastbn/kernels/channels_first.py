@@ -12,11 +12,11 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Shape3
+from fastbn.kernels.addresses import data, offset, stack
 from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
 from fastbn.kernels.formulas import mean_var1, merge_moments1
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.lanes import data, offset, stack
 from fastbn.kernels.prefetch import AHEAD
 from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_of, group_sums, origin_of
 

@@ -13,6 +13,7 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
+from fastbn.kernels.addresses import data, offset, stack
 from fastbn.kernels.chunks import (
     COLUMNS,
     SCRATCH,
@@ -33,7 +34,6 @@ from fastbn.kernels.columns import (
     pivots,
 )
 from fastbn.kernels.jit import kernel
-from fastbn.kernels.lanes import data, offset, stack
 
 
 @kernel

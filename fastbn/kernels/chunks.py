@@ -6,10 +6,11 @@ Everything is flat and given by its address; a *chunk* is that of ``columns``, o
 from __future__ import annotations
 
 from fastbn._typing import Address, Address3, Address6, Matrix
+from fastbn.kernels.addresses import offset, read, write
 from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
-from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, offset, read, store_first, width, write
+from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, store_first, width
 from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near
 from fastbn.kernels.stores import aligned, drain, put
 

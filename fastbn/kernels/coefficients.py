@@ -9,18 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Address, Address3, Address6, Array, Float64Array
+from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import scalar, small
-from fastbn.kernels.lanes import (
-    DOUBLES,
-    data,
-    load_first_doubles,
-    offset,
-    read,
-    spread_doubles,
-    store_first_doubles,
-    write,
-)
+from fastbn.kernels.lanes import DOUBLES, load_first_doubles, spread_doubles, store_first
 
 
 @scalar
@@ -45,7 +37,7 @@ def affine_channels(
             load_first_doubles(beta, c, n, 0.0),
         )
         for j in range(3):
-            store_first_doubles(coefficients[j], c - left, n, values[j])
+            store_first(coefficients[j], c - left, n, values[j])
 
 
 @scalar
@@ -75,7 +67,7 @@ def gradient_channels(
             counts,
         )
         for j in range(6):
-            store_first_doubles(coefficients[j], c - left, n, values[j])
+            store_first(coefficients[j], c - left, n, values[j])
 
 
 @small
@@ -92,7 +84,7 @@ def inv_std_channels(left: int, right: int, var: Address, eps: float, inv_std: A
     for c in range(left, right, DOUBLES):
         n = min(DOUBLES, right - c)
         inverse = inv_std1(load_first_doubles(var, c, n, 1.0), spread_doubles(eps), spread_doubles(1.0))
-        store_first_doubles(inv_std, c, n, inverse)
+        store_first(inv_std, c, n, inverse)
 
 
 @scalar
@@ -106,7 +98,7 @@ def statistics_channels(
     least = np.inf
     for c in range(0, channels, DOUBLES):
         n = min(DOUBLES, channels - c)
-        store_first_doubles(mean64, c, n, load_first_doubles(mean, c, n, 0.0))
+        store_first(mean64, c, n, load_first_doubles(mean, c, n, 0.0))
     inv_std_channels(0, channels, var, eps, inv_std)
     for c in range(channels):
         value = np.float64(read(var, c))
@@ -167,7 +159,7 @@ def weighted_mean(old: Array, batch: Float64Array, momentum: float, factor: floa
     for c in range(0, old.size, DOUBLES):
         n = min(DOUBLES, old.size - c)
         values = load_first_doubles(data(old), c, n, 0.0), load_first_doubles(data(batch), c, n, 0.0)
-        store_first_doubles(data(new), c, n, weights[0] * values[0] + weights[1] * (values[1] * weights[2]))
+        store_first(data(new), c, n, weights[0] * values[0] + weights[1] * (values[1] * weights[2]))
 
 
 @scalar

@@ -7,9 +7,10 @@ group, ``start`` and ``stop`` the samples. The last samples come first: the sums
 from __future__ import annotations
 
 from fastbn._typing import Address, Address3, Address6, Shape3
+from fastbn.kernels.addresses import read
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, scalar
-from fastbn.kernels.lanes import BYTES, blend, load, load_first, read, spread, store_first, width
+from fastbn.kernels.lanes import BYTES, blend, load, load_first, spread, store_first, width
 from fastbn.kernels.prefetch import ask, prefetch_to_write
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.stores import aligned, drain, put

@@ -51,6 +51,15 @@ def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_INNER)(function))
 
 
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile as ``elementwise``, as a part of every caller.
+
+    LLVM calls what is long, and at a call the loads that are under way come to an end: backward of 65536x64 took 1.2
+    times as long, of planes of 7x7 1.1 to 1.3 times.
+    """
+    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_INNER)(function))
+
+
 def shared(function: Callable[P, R]) -> Callable[P, R]:
     """Compile for kernels only what plans ask, too: the first plan of a process took 0.1 to 0.3 s longer."""
     return cast(Callable[P, R], numba.extending.register_jitable(error_model="numpy")(function))

@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import NativeValue, models, register_model, unbox
 
-from fastbn.kernels.lanes import instruction
+from fastbn.kernels.addresses import instruction
 
 CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 """Bits of ``flags``."""

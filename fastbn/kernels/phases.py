@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastbn._typing import Array, Float64Array
+from fastbn.kernels.addresses import data, offset
 from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
 from fastbn.kernels.jit import inner, with_globals
-from fastbn.kernels.lanes import data, offset
 
 _statistics: Any = None  # batch_stats or backward_sums
 _output: Any = None  # normalize or backward_input

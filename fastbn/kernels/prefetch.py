@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 
 from fastbn._typing import Address
+from fastbn.kernels.addresses import instruction, pointer
 from fastbn.kernels.jit import elementwise
-from fastbn.kernels.lanes import instruction, pointer
 
 AHEAD = 2048
 """How many values further on lines are asked for in what is read in order and once.

@@ -11,20 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Address, Scalar, Shape3
+from fastbn.kernels.addresses import read, stack, write
 from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
-from fastbn.kernels.jit import elementwise, scalar, shared
-from fastbn.kernels.lanes import (
-    DOUBLES,
-    load_doubles,
-    load_first_doubles,
-    read,
-    spread_doubles,
-    stack,
-    store,
-    sum_of,
-    width,
-    write,
-)
+from fastbn.kernels.jit import inlined, scalar, shared
+from fastbn.kernels.lanes import DOUBLES, load_doubles, load_first_doubles, plus, spread_doubles, store, sum_of, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
 
 PARALLEL = 3 << 14  # values of a tensor from which groups are shared out among threads: forward of 1x928x8x8 16.4 to
@@ -80,7 +70,7 @@ def _following(shape: Shape3, left: int, right: int, n: int, k: int) -> int:
     return (right - left - n * channels) * inner - k * BLOCK
 
 
-@elementwise
+@inlined
 def _run_squares(x: Address, start: int, stop: int, pivot: Scalar, following: int) -> tuple[Scalar, Scalar]:
     """Lanes of ``sum(x - pivot)`` and ``sum((x - pivot)**2)`` of ``x[start:stop]``."""
     total0 = total1 = total2 = total3 = spread_doubles(0.0)
@@ -94,19 +84,19 @@ def _run_squares(x: Address, start: int, stop: int, pivot: Scalar, following: in
         d1 = load_doubles(x, i + DOUBLES) - shift
         d2 = load_doubles(x, i + 2 * DOUBLES) - shift
         d3 = load_doubles(x, i + 3 * DOUBLES) - shift
-        total0, total1, total2, total3 = total0 + d0, total1 + d1, total2 + d2, total3 + d3
+        total0, total1, total2, total3 = plus(total0, d0), plus(total1, d1), plus(total2, d2), plus(total3, d3)
         square0, square1 = square0 + d0 * d0, square1 + d1 * d1
         square2, square3 = square2 + d2 * d2, square3 + d3 * d3
         i += UNROLL
     prefetch(x, following + i - start)
     while i + DOUBLES <= stop:
         d0 = load_doubles(x, i) - shift
-        total0 = total0 + d0
+        total0 = plus(total0, d0)
         square0 = square0 + d0 * d0
         i += DOUBLES
     if i < stop:
         d0 = load_first_doubles(x, i, stop - i, pivot) - shift
-        total1 = total1 + d0
+        total1 = plus(total1, d0)
         square1 = square1 + d0 * d0
     return (total0 + total1) + (total2 + total3), (square0 + square1) + (square2 + square3)
 
@@ -156,7 +146,7 @@ def group_moments(
     return count
 
 
-@elementwise
+@inlined
 def _run_products(
     dout: Address, x: Address, start: int, stop: int, mean: Scalar, following: int
 ) -> tuple[Scalar, Scalar]:
@@ -176,7 +166,7 @@ def _run_products(
         d1 = load_doubles(dout, i + DOUBLES)
         d2 = load_doubles(dout, i + 2 * DOUBLES)
         d3 = load_doubles(dout, i + 3 * DOUBLES)
-        total0, total1, total2, total3 = total0 + d0, total1 + d1, total2 + d2, total3 + d3
+        total0, total1, total2, total3 = plus(total0, d0), plus(total1, d1), plus(total2, d2), plus(total3, d3)
         product0 = product0 + d0 * (load_doubles(x, i) - center)
         product1 = product1 + d1 * (load_doubles(x, i + DOUBLES) - center)
         product2 = product2 + d2 * (load_doubles(x, i + 2 * DOUBLES) - center)
@@ -186,12 +176,12 @@ def _run_products(
     prefetch_near(x, following + i - start)
     while i + DOUBLES <= stop:
         d0 = load_doubles(dout, i)
-        total0 = total0 + d0
+        total0 = plus(total0, d0)
         product0 = product0 + d0 * (load_doubles(x, i) - center)
         i += DOUBLES
     if i < stop:
         d0 = load_first_doubles(dout, i, stop - i, 0.0)
-        total1 = total1 + d0
+        total1 = plus(total1, d0)
         product1 = product1 + d0 * (load_first_doubles(x, i, stop - i, mean) - center)
     return (total0 + total1) + (total2 + total3), (product0 + product1) + (product2 + product3)
 

@@ -13,16 +13,21 @@ from llvmlite import ir
 from numba import types
 
 from fastbn._typing import Address, Scalar
+from fastbn.kernels.addresses import instruction
 from fastbn.kernels.jit import scalar
-from fastbn.kernels.lanes import BYTES, instruction, pointer, store
+from fastbn.kernels.lanes import BYTES, places, split, store
 
 
 @instruction(store)
 def _stream(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        written = builder.store(args[2], pointer(builder, args[0], args[1], args[2].type))
-        written.align = BYTES
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        registers = split(builder, args[2])
+        nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        addresses = places(builder, args[0], args[1], registers[0].type, len(registers))
+        for register, place in zip(registers, addresses, strict=True):
+            written = builder.store(register, place)
+            written.align = BYTES
+            written.set_metadata("nontemporal", nontemporal)
         return context.get_dummy_value()
 
     return types.void(out, i, values), codegen
