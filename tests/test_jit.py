@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from numba import types
 
 import fastbn
-from fastbn.kernels import channels_first, channels_last, chunks, columns, groups, jit, rows
+from fastbn.kernels import channels_first, channels_last, chunks, columns, groups, jit, lanes, rows
 from tests.data_for_tests import same_bits, tensor
 
 KERNELS = [
@@ -125,6 +126,30 @@ for shape in ((9, 20, 7, 7), (40, 20), (9, 20, 3, 3), (6, 20, 33, 33)):
 """
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, timeout=300, check=True)
+
+
+SUMS = """
+import hashlib, numpy as np, fastbn
+digest = hashlib.sha256()
+for shape in ((40, 150), (30, 64), (9, 6, 7, 7), (3, 5, 40, 41)):
+    x, dout = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    out, cache = fastbn.forward(x)
+    for each in (out, cache.mean, cache.inv_std, fastbn.backward(dout, cache).dx):
+        digest.update(np.ascontiguousarray(each))
+"""
+
+
+@pytest.mark.large
+@pytest.mark.skipif(numba.config.DISABLE_JIT or platform.machine() != "x86_64", reason="its compiled code")
+def test_sums_in_registers_of_another_width_have_the_same_bits():
+    """A Zen 4 sums in registers of half the width, and by fused multiplications."""
+    here: dict[str, Any] = {}
+    exec(SUMS, here)
+    other = "haswell" if lanes.HALVES else "znver4"
+    code = f"{SUMS}\nfrom fastbn.kernels import lanes\nprint(lanes.HALVES, digest.hexdigest())"
+    environment = {**os.environ, "NUMBA_CPU_NAME": other}  # with this processor's features
+    run = subprocess.run([sys.executable, "-c", code], env=environment, timeout=300, check=True, capture_output=True)
+    assert run.stdout.decode().split() == [str(not lanes.HALVES), here["digest"].hexdigest()]
 
 
 @pytest.mark.large

@@ -12,6 +12,7 @@ from fastbn.kernels.lanes import (
     DOUBLES,
     WIDE,
     WIDE_DOUBLES,
+    WIDEST_DOUBLES,
     blend,
     if_zero,
     load,
@@ -20,6 +21,7 @@ from fastbn.kernels.lanes import (
     load_first_doubles,
     load_wide,
     load_wide_doubles,
+    load_widest_doubles,
     not_negative,
     root,
     spread,
@@ -59,19 +61,20 @@ def test_loads_and_stores(rng, dtype, i):
 
 
 @numba.njit
-def wide(x, out, doubles, i):
+def wide(x, out, doubles, widest, i):
     store(data(out), i, load_wide(data(x), i))
     store(data(doubles), i, load_wide_doubles(data(x), i))
+    store(data(widest), i, load_widest_doubles(data(x), i))
 
 
 @DTYPES
 def test_several_registers_at_once(rng, dtype):
-    room = WIDE_DOUBLES + 8
+    room = WIDEST_DOUBLES + 8
     x = rng.standard_normal(room).astype(dtype)
-    out, doubles = np.full(room, -1.0, dtype), np.full(room, -1.0)
-    wide(x, out, doubles, 3)
+    out, doubles, widest = np.full(room, -1.0, dtype), np.full(room, -1.0), np.full(room, -1.0)
+    wide(x, out, doubles, widest, 3)
     count = WIDE * 64 // x.itemsize
-    for result, n in (out, count), (doubles, WIDE_DOUBLES):
+    for result, n in (out, count), (doubles, WIDE_DOUBLES), (widest, WIDEST_DOUBLES):
         assert same_bits(result[3 : 3 + n], x[3 : 3 + n].astype(result.dtype))
         assert (result[:3] == -1).all()
         assert (result[3 + n :] == -1).all()
@@ -187,6 +190,7 @@ def test_an_address_is_of_contiguous_memory(rng):
         load_wide,
         load_doubles,
         load_wide_doubles,
+        load_widest_doubles,
         read,
         lambda x, i: load_first(x, i, 1),
         lambda x, i: load_first_doubles(x, i, 1, 0.0),
