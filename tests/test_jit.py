@@ -106,6 +106,10 @@ def test_inner_loops(loop):
     assert "NRT" not in body
     if "streaming" in loop.py_func.__code__.co_varnames and platform.machine() == "x86_64":
         assert re.search(r"movntp[sd]", body), "no streaming store"
+    if lanes.HALVES and loop is columns._add_squares:
+        assert "vfmadd" in body
+        assert "zmm" not in body, "registers of 64 bytes"
+        assert "vaddpd" not in body, "added by the adders"
 
 
 @pytest.mark.large

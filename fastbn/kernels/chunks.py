@@ -1,4 +1,4 @@
-"""The output of a chunk of columns, for ``channels_last``: rows in order, or short ones side by side.
+"""The output of a chunk of columns, for ``channels_last``: rows in order, or short and wide ones side by side.
 
 Everything is flat and given by its address; a *chunk* is that of ``columns``, of at most ``COLUMNS`` columns.
 """
@@ -80,7 +80,10 @@ def _normalize_part(
 def _normalize_rows(
     x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool, wide: bool
 ) -> None:
-    """``rows`` runs of ``size`` values, the first from ``x[at]`` on; ``values`` are the coefficients of the columns."""
+    """``rows`` runs of ``size`` values, the first from ``x[at]`` on; ``values`` are the coefficients of the columns.
+
+    The next rows are asked for in the memory's order; ``wide`` ones not into the first-level cache, which is full.
+    """
     step = WIDE * width(x)
     following = at + rows * stride
     end = following + size

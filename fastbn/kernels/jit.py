@@ -9,6 +9,7 @@ their own text (see ``lanes``), and NaN and infinity stay exact.
 ``inner``        the same, for what Python does not call.
 ``shared``       the same, for what Python calls, too, as it is.
 ``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values; not called by Python.
+``inlined``      the same, as a part of every caller.
 """
 
 from __future__ import annotations
