@@ -134,7 +134,7 @@ PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flat
 @pytest.mark.skipif(numba.config.DISABLE_JIT or platform.machine() != "x86_64", reason="its compiled code")
 @pytest.mark.parametrize(("cpu", "features"), PROCESSORS, ids=lambda each: each[:10])
 def test_processors_with_other_registers(cpu, features):
-    """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, and by fused multiplications: the same bits."""
+    """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, by multiplying and adding: the same bits."""
     code = f"{SUMS}\nfrom fastbn.kernels import lanes\nprint(lanes.HALVES, digest.hexdigest())"
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-W", "error", "-c", code]
