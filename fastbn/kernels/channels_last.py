@@ -32,6 +32,7 @@ from fastbn.kernels.columns import (
     means_vars,
     merge_segments,
     pivots,
+    segments_of,
 )
 from fastbn.kernels.jit import kernel
 
@@ -48,7 +49,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     chunks = -(-channels // step)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
-    parts = np.empty((segments, 2, channels))
+    parts = segments_of(segments, channels)
     for task in prange(segments * chunks):
         s = task // chunks
         left = task % chunks * step
@@ -139,7 +140,7 @@ def backward_sums(
     rows, _, channels, _ = shape
     step = channels_of(shape)
     chunks = -(-channels // step)
-    parts = np.empty((segments, 2, channels))
+    parts = segments_of(segments, channels)
     for task in prange(segments * chunks):
         s = task // chunks
         left = task % chunks * step
@@ -149,7 +150,7 @@ def backward_sums(
         chunk_sums(
             data(dout), data(x), shape, left, right, start, stop, data(mean), data(parts[s, 0]), data(parts[s, 1])
         )
-    add_segments(parts, data(sum_dout), data(sum_dout_xhat))
+    add_segments(parts, channels, data(sum_dout), data(sum_dout_xhat))
     for c in range(channels):
         sum_dout_xhat[c] *= inv_std[c]
 

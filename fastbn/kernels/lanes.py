@@ -349,11 +349,19 @@ def spread(typingctx: Any, x: Any, value: Any) -> Any:
     return lanes(x, x.dtype), lambda context, builder, sig, args: _spread(context, builder, args[1], lanes)
 
 
-@instruction(lambda value: np.full(DOUBLES, value, np.float64))
-def spread_doubles(typingctx: Any, value: Any) -> Any:
-    """``value`` in each of eight lanes of float64."""
-    lanes = Lanes(types.float64, DOUBLES, REGISTER)
-    return lanes(types.float64), lambda context, builder, sig, args: _spread(context, builder, args[0], lanes)
+def _spreading_doubles(count: int) -> Any:
+    def typing(typingctx: Any, value: Any) -> Any:
+        lanes = Lanes(types.float64, count, REGISTER)
+        return lanes(types.float64), lambda context, builder, sig, args: _spread(context, builder, args[0], lanes)
+
+    return instruction(lambda value: np.full(count, value, np.float64))(typing)
+
+
+spread_doubles = _spreading_doubles(DOUBLES)
+"""A value in each of eight lanes of float64."""
+
+spread_wide_doubles = _spreading_doubles(WIDE_DOUBLES)
+"""The same in ``WIDE_DOUBLES`` lanes."""
 
 
 @instruction(lambda n, a, b: np.concatenate([a[:n], b[n:]]))
