@@ -16,7 +16,7 @@ import numpy as np
 from bench.cases import Array, aligned
 from bench.timing import alternate
 from fastbn.kernels.addresses import data
-from fastbn.kernels.jit import kernel, scalar
+from fastbn.kernels.jit import inner, kernel
 from fastbn.kernels.lanes import load, spread, width
 from fastbn.kernels.stores import put
 
@@ -30,14 +30,14 @@ PARALLEL = 65_536
 """Values from which on more than one thread pays."""
 
 
-@scalar
+@inner
 def _copy_block(x: Array, out: Array, start: int, streaming: bool) -> None:
     source, target = data(x), data(out)
     for i in range(start, start + BLOCK, width(source)):
         put(target, i, load(source, i), streaming)
 
 
-@scalar
+@inner
 def _read_block(x: Array, start: int, sums: Array) -> None:
     source = data(x)
     step = width(source)
@@ -48,7 +48,7 @@ def _read_block(x: Array, start: int, sums: Array) -> None:
     put(data(sums), 0, values, False)
 
 
-@scalar
+@inner
 def _write_block(out: Array, start: int, streaming: bool) -> None:
     target = data(out)
     values = spread(target, np.float32(1))

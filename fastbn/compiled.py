@@ -21,7 +21,7 @@ from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
 from fastbn.kernels.groups import NARROW
-from fastbn.kernels.jit import scalar, small
+from fastbn.kernels.jit import inner, small
 
 # Compiled code can call functions, but not reach for their attributes.
 _first_normalize, _last_normalize = channels_first.normalize.serial, channels_last.normalize.serial
@@ -31,7 +31,7 @@ _first_backward, _last_backward = channels_first.backward.serial, channels_last.
 _STREAM = 3_000_000  # values of a tensor from which streaming stores win on one thread (see ``_dispatch.STREAM``)
 
 
-@scalar
+@inner
 def _shape_of(x: Array) -> Shape3:
     """The shape in which the kernels take ``x``: a single channel is one run of values."""
     outer, channels, inner = x.shape

@@ -9,7 +9,7 @@ from fastbn._typing import Address, Address3, Address6, Matrix
 from fastbn.kernels.addresses import offset, read, write
 from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
-from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, store_first, width
 from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near
 from fastbn.kernels.stores import aligned, drain, put
@@ -33,7 +33,7 @@ LONG_RUN = 1 << 20  # the most values of one. With tasks of RUN values forward t
 # 1.05 to 1.25 (6 to 26 MB).
 
 
-@scalar
+@inner
 def row_blocks_of(shape: Matrix) -> int:
     """Blocks of rows, the tasks where there is one pass only. However rows are cut, the bits are the same."""
     rows, tile, channels, inner = shape
@@ -41,7 +41,7 @@ def row_blocks_of(shape: Matrix) -> int:
     return max(1, min(rows // ROWS, values // RUN, max(TASKS, values // LONG_RUN)))
 
 
-@scalar
+@inner
 def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
     """Where in scratch memory coefficients begin, so that those of a register on a line of its own lie on one, too.
 
@@ -53,7 +53,7 @@ def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
     return (at - aligned(out, at)) % width(out)
 
 
-@scalar
+@inner
 def _rows_at_once(x: Address, shape: Matrix, wide: bool) -> int:
     """How many rows are written side by side: several short, or ``wide`` ones, or such as end within a line.
 
@@ -127,7 +127,7 @@ def _normalize_in_order(
             i += n
 
 
-@scalar
+@inner
 def _spread(values: Address, channels: int, inner: int, tile: int, more: int) -> None:
     """Coefficients of channels become those of columns, of all and then once more of the first."""
     spread_columns(values, channels, inner, tile)
@@ -136,7 +136,7 @@ def _spread(values: Address, channels: int, inner: int, tile: int, more: int) ->
         write(values, i, read(values, i - size))
 
 
-@scalar
+@inner
 def normalize_chunk(
     x: Address,
     out: Address,
@@ -258,7 +258,7 @@ def _gradient_in_order(
             i += n
 
 
-@scalar
+@inner
 def gradient_chunk(
     dout: Address,
     x: Address,

@@ -11,11 +11,11 @@ import numpy as np
 from fastbn._typing import Address, Address3, Address6, Array, Float64Array
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
-from fastbn.kernels.jit import scalar, small
+from fastbn.kernels.jit import inner, small
 from fastbn.kernels.lanes import DOUBLES, load_first_doubles, spread_doubles, store_first
 
 
-@scalar
+@inner
 def affine_channels(
     x: Address,
     left: int,
@@ -40,7 +40,7 @@ def affine_channels(
             store_first(coefficients[j], c - left, n, values[j])
 
 
-@scalar
+@inner
 def gradient_channels(
     x: Address,
     left: int,
@@ -78,7 +78,7 @@ def affine(mean: Array, inv_std: Array, gamma: Array, beta: Array, coefficients:
     affine_channels(x, 0, mean.size, data(mean), data(inv_std), data(gamma), data(beta), values)
 
 
-@scalar
+@inner
 def inv_std_channels(left: int, right: int, var: Address, eps: float, inv_std: Address) -> None:
     """``inv_std1`` of the channels ``left`` to ``right``: 1024 of them one by one took 3 us longer."""
     for c in range(left, right, DOUBLES):
@@ -87,7 +87,7 @@ def inv_std_channels(left: int, right: int, var: Address, eps: float, inv_std: A
         store_first(inv_std, c, n, inverse)
 
 
-@scalar
+@inner
 def statistics_channels(
     mean: Address, var: Address, eps: float, channels: int, mean64: Address, inv_std: Address
 ) -> float:
@@ -162,14 +162,14 @@ def weighted_mean(old: Array, batch: Float64Array, momentum: float, factor: floa
         store_first(data(new), c, n, weights[0] * values[0] + weights[1] * (values[1] * weights[2]))
 
 
-@scalar
+@inner
 def copy(values: Address, left: int, right: int, target: Address) -> None:
     """``values[left:right]``, to index 0 and on."""
     for c in range(left, right):
         write(target, c - left, read(values, c))
 
 
-@scalar
+@inner
 def spread_columns(columns: Address, channels: int, inner: int, tile: int) -> None:
     """Give each column the value of its channel, in place, from the last to the first.
 

@@ -15,7 +15,7 @@ from fastbn.kernels import threads
 from fastbn.kernels.addresses import data, read, stack, write
 from fastbn.kernels.coefficients import copy, spread_columns
 from fastbn.kernels.formulas import block_moments1, mean_var1, pivot1
-from fastbn.kernels.jit import elementwise, inlined, scalar, shared, with_globals
+from fastbn.kernels.jit import elementwise, inlined, inner, shared, with_globals
 from fastbn.kernels.lanes import (
     DOUBLES,
     WIDE_DOUBLES,
@@ -55,7 +55,7 @@ def channels_of(shape: Matrix) -> int:
     return max(1, (CHUNK if _size(shape) >= FAR else CHUNK // 2) // shape[3])
 
 
-@scalar
+@inner
 def channels_of_fused(shape: Matrix) -> int:
     """The same where a task takes all rows: fewer, for the sake of the threads."""
     rows, tile, channels, inner = shape
@@ -66,7 +66,7 @@ def channels_of_fused(shape: Matrix) -> int:
     return min(step, -(-columns // inner))
 
 
-@scalar
+@inner
 def _cut(stride: int, tensors: int) -> tuple[int, int]:
     """Rows that are summed together, and how many values ahead of them others are asked for."""
     step = max(ROWS, SHORT // stride) // tensors
@@ -192,14 +192,14 @@ def _add_products(
         i += DOUBLES
 
 
-@scalar
+@inner
 def _clear(columns: Address, size: int) -> None:
     """Zeros in so many columns, and up to a whole register."""
     for i in range(0, size, DOUBLES):
         store(columns, i, spread_doubles(0.0))
 
 
-@scalar
+@inner
 def _gather(columns: Address, channels: int, inner: int, tile: int) -> None:
     """Add up the columns of each channel, in place: there are many where rows are short, or several in a tile."""
     if inner > 1:
@@ -213,7 +213,7 @@ def _gather(columns: Address, channels: int, inner: int, tile: int) -> None:
             write(columns, c, read(columns, c) + read(columns, k + c))
 
 
-@scalar
+@inner
 def pivots(x: Address, at: int, channels: int, inner: int, pivot: Address) -> None:
     """The pivot of each channel: the first of its columns in the row that begins at ``x[at]``."""
     if inner > 1:
@@ -226,7 +226,7 @@ def pivots(x: Address, at: int, channels: int, inner: int, pivot: Address) -> No
         store_first(pivot, c, n, if_zero(value - value, value, spread_doubles(0.0)))  # as pivot1
 
 
-@scalar
+@inner
 def chunk_moments(
     x: Address,
     shape: Matrix,
@@ -265,7 +265,7 @@ def chunk_moments(
         store_first(m2, c, n, moments[2])
 
 
-@scalar
+@inner
 def means_vars(left: int, right: int, origin: Address, count: float, total: Address, m2: Address) -> None:
     """Turn moments into means (in ``total``) and biased variances (in ``m2``)."""
     counts = spread_doubles(count)
@@ -277,13 +277,13 @@ def means_vars(left: int, right: int, origin: Address, count: float, total: Addr
         store_first(m2, c, n, var)
 
 
-@scalar
+@inner
 def segments_of(segments: int, channels: int) -> Float64Array:
     """Room for two numbers of each segment and channel, for these in whole groups of ``WIDE_DOUBLES``."""
     return np.empty((segments, 2, -(-channels // WIDE_DOUBLES) * WIDE_DOUBLES))
 
 
-@scalar
+@inner
 def merge_segments(parts: Float64Array, shape: Matrix, origin: Float64Array, mean: Address, var: Address) -> None:
     """Merge the moments of all segments, in order, into means and biased variances.
 
@@ -310,7 +310,7 @@ def merge_segments(parts: Float64Array, shape: Matrix, origin: Float64Array, mea
     means_vars(0, channels, data(origin), count, mean, var)
 
 
-@scalar
+@inner
 def add_segments(parts: Float64Array, channels: int, sum_dout: Address, sum_product: Address) -> None:
     """Add the sums of all segments, in order."""
     segments, _, stride = parts.shape
@@ -325,7 +325,7 @@ def add_segments(parts: Float64Array, channels: int, sum_dout: Address, sum_prod
         store_first(sum_product, c, n, products)
 
 
-@scalar
+@inner
 def chunk_sums(
     dout: Address,
     x: Address,

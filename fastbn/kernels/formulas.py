@@ -11,11 +11,11 @@ import math
 import numpy as np
 
 from fastbn._typing import Address, Coefficients3, Coefficients6, Moments3, Scalar
-from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import if_zero, not_negative, root, rounded
 
 
-@scalar
+@inner
 def pivot1(value: Scalar) -> float:
     """The number subtracted from a block before it is summed: its first value, or 0 where that is not finite.
 
@@ -29,7 +29,7 @@ def pivot1(value: Scalar) -> float:
     return 0.0
 
 
-@scalar
+@inner
 def block_moments1(count: Scalar, pivot: Scalar, total: Scalar, square: Scalar, origin: Scalar) -> Moments3:
     """Moments of a block from ``total = sum(x - pivot)`` and ``square = sum((x - pivot)**2)``.
 
@@ -40,7 +40,7 @@ def block_moments1(count: Scalar, pivot: Scalar, total: Scalar, square: Scalar, 
     return count, total + count * (pivot - origin), m2
 
 
-@scalar
+@inner
 def merge_moments1(
     count_a: Scalar, total_a: Scalar, m2_a: Scalar, count_b: Scalar, total_b: Scalar, m2_b: Scalar
 ) -> Moments3:
@@ -50,19 +50,19 @@ def merge_moments1(
     return count, total_a + total_b, m2_a + m2_b + delta * delta * (count_a * count_b / count)
 
 
-@scalar
+@inner
 def mean_var1(origin: Scalar, count: Scalar, total: Scalar, m2: Scalar) -> tuple[Scalar, Scalar]:
     """Mean and biased variance from moments."""
     return origin + total / count, m2 / count
 
 
-@scalar
+@inner
 def inv_std1(var: Scalar, eps: Scalar, one: Scalar) -> Scalar:
     """``1 / sqrt(var + eps)``, rounded as NumPy rounds it; ``one`` is 1, of the kind of ``var``."""
     return one / root(var + eps)
 
 
-@scalar
+@inner
 def affine1(x: Address, mean: Scalar, inv_std: Scalar, gamma: Scalar, beta: Scalar) -> Coefficients3:
     """``center, scale, shift`` such that ``out = (x - center) * scale + shift``.
 
@@ -83,7 +83,7 @@ def normalize1(x: Scalar, center: Scalar, scale: Scalar, shift: Scalar) -> Scala
     return (x - center) * scale + shift
 
 
-@scalar
+@inner
 def gradient1(
     x: Address,
     mean: Scalar,

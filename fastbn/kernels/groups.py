@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastbn._typing import Address, Address3, Address6, Shape3
 from fastbn.kernels.addresses import read
 from fastbn.kernels.formulas import grad_input1, normalize1
-from fastbn.kernels.jit import elementwise, scalar
+from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import BYTES, blend, load, load_first, spread, store_first, width
 from fastbn.kernels.prefetch import ask, prefetch_to_write
 from fastbn.kernels.rows import GROUP
@@ -19,7 +19,7 @@ RUN = 16384  # values of a task where there is one pass only; a run is no longer
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
 
 
-@scalar
+@inner
 def _even(tasks: int, most: int) -> int:
     """So many tasks, or some more, that 2, 4, 8 and 16 threads have equal shares, as far as there are enough.
 
@@ -33,7 +33,7 @@ def _even(tasks: int, most: int) -> int:
     return min(most, even)
 
 
-@scalar
+@inner
 def cuts_of(shape: Shape3) -> tuple[int, int, int]:
     """For one pass only: groups of channels, groups of samples, and pieces of a row that is a group of its own.
 
@@ -134,7 +134,7 @@ def gradient_run(
         i += step
 
 
-@scalar
+@inner
 def normalize_group(
     x: Address,
     out: Address,
@@ -167,7 +167,7 @@ def normalize_group(
         drain()
 
 
-@scalar
+@inner
 def gradient_group(
     dout: Address,
     x: Address,

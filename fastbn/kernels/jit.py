@@ -5,10 +5,9 @@ started, ``parallel`` for the rest. Both give the same bits. The functions that 
 these decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
 their own text (see ``lanes``), and NaN and infinity stay exact.
 
-``scalar``       nothing: IEEE rounding, operation by operation. Coefficients and merges.
-``inner``        the same, for what Python does not call.
-``shared``       the same, for what Python calls, too, as it is.
-``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values; not called by Python.
+``inner``        nothing: IEEE rounding, operation by operation. Coefficients, merges, what looks at arguments.
+``shared``       the same, for what Python calls, too, as it is; the others are for kernels alone.
+``elementwise``  may fuse a multiplication with the addition that uses it. The loops over values.
 ``inlined``      the same, as a part of every caller.
 """
 
@@ -26,24 +25,24 @@ import numba.extending
 import numba.np.ufunc.parallel
 import numpy as np
 
-from fastbn.kernels import cache, locks
+from fastbn.kernels import cache, linking, locks
 from fastbn.kernels.objects import Given
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
-_INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""For what Python does not call: a third of the time that a short function takes to compile."""
-
-
-def scalar(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile without any licence to change the arithmetic."""
-    return cast(Callable[P, R], numba.njit(**_COMMON)(function))
+_INNER: dict[str, Any] = {
+    **_COMMON,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": linking.LinkedCompiler,
+}
+"""For what Python does not call: no wrappers, and no machine code but as a part of callers."""
 
 
 def inner(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile as ``scalar``, without what makes a function callable from Python."""
+    """Compile without any licence to change the arithmetic."""
     return cast(Callable[P, R], numba.njit(**_INNER)(function))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastbn._typing import Address, Scalar, Shape3
 from fastbn.kernels.addresses import read, stack, write
 from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
-from fastbn.kernels.jit import inlined, scalar, shared
+from fastbn.kernels.jit import inlined, inner, shared
 from fastbn.kernels.lanes import DOUBLES, load_doubles, load_first_doubles, plus, spread_doubles, store, sum_of, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
 
@@ -47,7 +47,7 @@ def blocks_of(outer: int, inner: int) -> int:
     return -(-outer // rows_at_once(inner)) * pieces_of(inner)
 
 
-@scalar
+@shared
 def group_of(shape: Shape3, tensors: int) -> int:
     """Channels of a group where so many tensors are read; with threads, few enough for ``GROUPS`` groups."""
     outer, channels, inner = shape
@@ -59,7 +59,7 @@ def group_of(shape: Shape3, tensors: int) -> int:
     return group if channels * outer * inner < PARALLEL else max(1, min(group, channels // GROUPS))
 
 
-@scalar
+@inner
 def _following(shape: Shape3, left: int, right: int, n: int, k: int) -> int:
     """How far it is from piece ``k`` of a row to the run that is read next for the same place in a group."""
     outer, channels, inner = shape
@@ -101,13 +101,13 @@ def _run_squares(x: Address, start: int, stop: int, pivot: Scalar, following: in
     return (total0 + total1) + (total2 + total3), (square0 + square1) + (square2 + square3)
 
 
-@scalar
+@inner
 def origin_of(x: Address, shape: Shape3, c: int) -> float:
     """What the moments of a channel are about: the pivot of its first value."""
     return pivot1(read(x, c * shape[2]))
 
 
-@scalar
+@inner
 def group_moments(
     x: Address, shape: Shape3, left: int, right: int, start: int, stop: int, total: Address, m2: Address
 ) -> float:
@@ -186,7 +186,7 @@ def _run_products(
     return (total0 + total1) + (total2 + total3), (product0 + product1) + (product2 + product3)
 
 
-@scalar
+@inner
 def group_sums(
     dout: Address,
     x: Address,

@@ -14,7 +14,7 @@ from numba import types
 
 from fastbn._typing import Address, Scalar
 from fastbn.kernels.addresses import instruction
-from fastbn.kernels.jit import scalar
+from fastbn.kernels.jit import inner
 from fastbn.kernels.lanes import BYTES, places, split, store
 
 
@@ -58,7 +58,7 @@ def aligned(typingctx: Any, out: Any, i: Any) -> Any:
     return types.intp(out, types.intp), codegen
 
 
-@scalar
+@inner
 def put(out: Address, i: int, values: Scalar, streaming: bool) -> None:
     """Write a register to ``out[i]`` and what follows; if ``streaming``, ``i`` is ``aligned``."""
     if streaming:
