@@ -19,10 +19,11 @@ SCRATCH = COLUMNS + 2 * (BYTES // 4)  # room for the coefficients of columns
 ROWS = 4  # the fewest rows that are written side by side, for one load of the coefficients of their columns
 LINES = 128  # cache lines of each tensor up to which there are more
 LONG = 8  # cache lines from which rows are written one after another, if they are whole lines,
-NEAR, LONG_NEAR = 1 << 18, 32  # and in tensors of fewer values, which a second-level cache keeps. On a Zen 4, 28x28x128
-# took 0.91 to 0.93, 0.94 to 0.96 and 0.83 to 0.95 of the time so (forward, backward, inference), 4x14x14x256 0.93 to
-# 0.98, 0.89 to 1.0 and 0.92 to 0.94; inference of rows of 512 up to 1.08, of 1024, a page apart, 1.11 to 1.25.
 LARGE = 1 << 21  # or if there are so many values: 12544x251 1083 to 850 us (gradient), but 784x251 29 to 41
+NEAR, LONG_NEAR = 1 << 18, 32  # and the lines where there are fewer values than these: a second-level cache keeps them.
+# On a Zen 4, 28x28x128 took 0.91 to 0.93, 0.94 to 0.96 and 0.83 to 0.95 of the time so (forward, backward, inference),
+# 4x14x14x256 0.93 to 0.98, 0.89 to 1.0 and 0.92 to 0.94; inference of rows of 512 up to 1.08, of 1024, a page apart,
+# 1.11 to 1.25.
 KEPT = 320  # the most cache lines of their coefficients, 20 kB, that a first-level cache of 32 kB keeps meanwhile. Four
 # wider rows at once, in turns on two cores of a Zen 4: inference of 512x2048 143 to 93 us, of 1568x2048 438 to 321, dx
 # of 2048 and of 1024 columns 0.8 to 1.0 of the time. Eight, or with lines of dx asked for: 1.0 to 1.5 times as long as
@@ -55,7 +56,7 @@ def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
 
 @inner
 def _rows_at_once(x: Address, shape: Matrix, wide: bool) -> int:
-    """How many rows are written side by side: several short, or ``wide`` ones, or such as end within a line.
+    """How many rows are written side by side: several short or near, or ``wide`` ones, or such as end within a line.
 
     Else they go in order.
 
