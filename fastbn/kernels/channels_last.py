@@ -24,17 +24,15 @@ from fastbn.kernels.chunks import (
 )
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
 from fastbn.kernels.columns import (
-    add_segments,
     channels_of,
     channels_of_fused,
     chunk_moments,
     chunk_sums,
     means_vars,
-    merge_segments,
     pivots,
-    segments_of,
 )
 from fastbn.kernels.jit import kernel
+from fastbn.kernels.segments import add_segments, merge_segments, segments_of
 
 
 @kernel
