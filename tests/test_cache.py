@@ -74,6 +74,35 @@ def test_second_process_compiles_nothing(tmp_path):
     assert run(tmp_path)[:2] == (2, 0)
 
 
+REGISTRIES = """
+import sys
+import numpy as np, numba, fastbn
+rng = np.random.default_rng(0)
+for shape, axis in (((60, 6), 1), ((40, 30, 70, 71), 1), ((20_000, 70), 1), ((9, 60, 61, 40), -1)):
+    for dtype in (np.float32, np.float64):
+        x, dout = rng.standard_normal((2, *shape)).astype(dtype)
+        axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        moments = fastbn.moments(x, axis=axis)
+        np.testing.assert_allclose(moments.mean, x.mean(axes, dtype=np.float64), atol=1e-6)
+        out, cache = fastbn.forward(x, axis=axis)
+        np.testing.assert_allclose(out.var(axes, dtype=np.float64), 1, atol=1e-3)
+        assert abs(fastbn.backward(dout, cache).dx.sum(axes, dtype=np.float64)).max() < 1e-2
+        assert np.isfinite(fastbn.inference(x, moments.mean, moments.var, axis=axis)).all()
+print("numba.np.linalg" in sys.modules)
+sort = numba.njit(lambda values: np.sort(values))
+assert sort(np.array([2.0, 1.0]))[0] == 1 and "numba.np.linalg" in sys.modules
+"""
+
+
+def test_kernels_load_without_what_numba_needs_to_compile():
+    """Half of the time to a first result; and whoever compiles later has it."""
+    loaded = [
+        subprocess.run([sys.executable, "-c", REGISTRIES], capture_output=True, text=True, timeout=300, check=True)
+        for _ in range(2)
+    ]
+    assert loaded[1].stdout.split() == ["False"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
 def test_only_the_owner_has_rights(tmp_path):
     path = Path(run(tmp_path / "new", "import os\nos.umask(0)\n" + CALL)[2])

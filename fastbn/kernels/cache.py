@@ -30,6 +30,7 @@ import numba
 from numba.core import config
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import user_cache_dir
 
@@ -111,7 +112,7 @@ class _KernelCache(NullCache):
         return str(self._folder)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        rtsys.initialize(target_context)  # not refresh(): 0.2 s of imports, SciPy's among them, for compiling alone
         try:
             reduced = self._read(self._path(sig, target_context.codegen()))
             return None if reduced is None else CompileResult._rebuild(target_context, *reduced)
