@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Address, Scalar, Shape3
-from fastbn.kernels.addresses import read, stack, write
+from fastbn.kernels.addresses import offset, read, stack, write
 from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
 from fastbn.kernels.jit import inlined, inner, shared
 from fastbn.kernels.lanes import DOUBLES, load_doubles, load_first_doubles, plus, spread_doubles, store, sum_of, width
@@ -26,7 +26,8 @@ GROUP = 256  # the most channels of a group
 GROUP_LANES = GROUP * DOUBLES
 GROUPS = 32  # the fewest groups, as far as there are channels: they are what is shared out among threads
 BLOCK = 4096  # values that share one pivot; also the longest run that is summed without a merge
-UNROLL = 4 * DOUBLES  # values that are summed side by side, so that no addition waits for the one before it
+PAIR = 2 * DOUBLES  # values that are summed side by side, so that no addition waits for the one before it. Four times
+# DOUBLES, and sums of a run that begin with zero: forward of 32x512x7x7 1.05 to 1.1 times as long, backward 1.05
 
 
 @shared
@@ -71,34 +72,32 @@ def _following(shape: Shape3, left: int, right: int, n: int, k: int) -> int:
 
 
 @inlined
-def _run_squares(x: Address, start: int, stop: int, pivot: Scalar, following: int) -> tuple[Scalar, Scalar]:
-    """Lanes of ``sum(x - pivot)`` and ``sum((x - pivot)**2)`` of ``x[start:stop]``."""
-    total0 = total1 = total2 = total3 = spread_doubles(0.0)
-    square0 = square1 = square2 = square3 = spread_doubles(0.0)
+def _add_squares(
+    x: Address, start: int, stop: int, pivot: Scalar, following: int, values: Address, squares: Address
+) -> None:
+    """Add ``sum(x - pivot)`` and ``sum((x - pivot)**2)`` of ``x[start:stop]`` to the lanes of sums."""
+    total0, square0 = load_doubles(values, 0), load_doubles(squares, 0)
+    total1 = square1 = spread_doubles(0.0)
     shift = spread_doubles(pivot)
     i = start
-    while i + UNROLL <= stop:
-        for k in range(0, UNROLL, width(x)):
-            prefetch(x, following + i - start + k)
+    while i + PAIR <= stop:
+        for k in range(i - start, i - start + PAIR, width(x)):
+            prefetch(x, following + k)
         d0 = load_doubles(x, i) - shift
         d1 = load_doubles(x, i + DOUBLES) - shift
-        d2 = load_doubles(x, i + 2 * DOUBLES) - shift
-        d3 = load_doubles(x, i + 3 * DOUBLES) - shift
-        total0, total1, total2, total3 = plus(total0, d0), plus(total1, d1), plus(total2, d2), plus(total3, d3)
+        total0, total1 = plus(total0, d0), plus(total1, d1)
         square0, square1 = square0 + d0 * d0, square1 + d1 * d1
-        square2, square3 = square2 + d2 * d2, square3 + d3 * d3
-        i += UNROLL
+        i += PAIR
     prefetch(x, following + i - start)
-    while i + DOUBLES <= stop:
+    if i + DOUBLES <= stop:
         d0 = load_doubles(x, i) - shift
-        total0 = plus(total0, d0)
-        square0 = square0 + d0 * d0
+        total0, square0 = plus(total0, d0), square0 + d0 * d0
         i += DOUBLES
     if i < stop:
-        d0 = load_first_doubles(x, i, stop - i, pivot) - shift
-        total1 = plus(total1, d0)
-        square1 = square1 + d0 * d0
-    return (total0 + total1) + (total2 + total3), (square0 + square1) + (square2 + square3)
+        d1 = load_first_doubles(x, i, stop - i, pivot) - shift
+        total1, square1 = plus(total1, d1), square1 + d1 * d1
+    store(values, 0, total0 + total1)
+    store(squares, 0, square0 + square1)
 
 
 @inner
@@ -130,9 +129,8 @@ def group_moments(
             following = _following(shape, left, right, n, k)
             for c in range(right - left):
                 i = (n * channels + left + c) * inner + k * BLOCK
-                run_values, run_squares = _run_squares(x, i, i + length, read(pivot, c), i + following)
-                store(values, c * DOUBLES, load_doubles(values, c * DOUBLES) + run_values)
-                store(squares, c * DOUBLES, load_doubles(squares, c * DOUBLES) + run_squares)
+                j = c * DOUBLES
+                _add_squares(x, i, i + length, read(pivot, c), i + following, offset(values, j), offset(squares, j))
         size = np.float64((last - first) * length)
         for c in range(left, right):
             j = c - left
@@ -147,43 +145,47 @@ def group_moments(
 
 
 @inlined
-def _run_products(
-    dout: Address, x: Address, start: int, stop: int, mean: Scalar, following: int
-) -> tuple[Scalar, Scalar]:
-    """Lanes of ``sum(dout)`` and ``sum(dout * (x - mean))`` from ``start`` to ``stop``.
+def _add_products(
+    dout: Address,
+    x: Address,
+    start: int,
+    stop: int,
+    mean: Scalar,
+    following: int,
+    values: Address,
+    products: Address,
+) -> None:
+    """Add ``sum(dout)`` and ``sum(dout * (x - mean))`` from ``start`` to ``stop`` to the lanes of sums.
 
     Two tensors are asked for no further than the second-level cache: backward of 32x256x56x56 9.9 to 8.7 ms.
     """
-    total0 = total1 = total2 = total3 = spread_doubles(0.0)
-    product0 = product1 = product2 = product3 = spread_doubles(0.0)
+    total0, product0 = load_doubles(values, 0), load_doubles(products, 0)
+    total1 = product1 = spread_doubles(0.0)
     center = spread_doubles(mean)
     i = start
-    while i + UNROLL <= stop:
-        for k in range(0, UNROLL, width(x)):
-            prefetch_near(dout, following + i - start + k)
-            prefetch_near(x, following + i - start + k)
+    while i + PAIR <= stop:
+        for k in range(i - start, i - start + PAIR, width(x)):
+            prefetch_near(dout, following + k)
+            prefetch_near(x, following + k)
         d0 = load_doubles(dout, i)
         d1 = load_doubles(dout, i + DOUBLES)
-        d2 = load_doubles(dout, i + 2 * DOUBLES)
-        d3 = load_doubles(dout, i + 3 * DOUBLES)
-        total0, total1, total2, total3 = plus(total0, d0), plus(total1, d1), plus(total2, d2), plus(total3, d3)
+        total0, total1 = plus(total0, d0), plus(total1, d1)
         product0 = product0 + d0 * (load_doubles(x, i) - center)
         product1 = product1 + d1 * (load_doubles(x, i + DOUBLES) - center)
-        product2 = product2 + d2 * (load_doubles(x, i + 2 * DOUBLES) - center)
-        product3 = product3 + d3 * (load_doubles(x, i + 3 * DOUBLES) - center)
-        i += UNROLL
+        i += PAIR
     prefetch_near(dout, following + i - start)
     prefetch_near(x, following + i - start)
-    while i + DOUBLES <= stop:
+    if i + DOUBLES <= stop:
         d0 = load_doubles(dout, i)
         total0 = plus(total0, d0)
         product0 = product0 + d0 * (load_doubles(x, i) - center)
         i += DOUBLES
     if i < stop:
-        d0 = load_first_doubles(dout, i, stop - i, 0.0)
-        total1 = plus(total1, d0)
-        product1 = product1 + d0 * (load_first_doubles(x, i, stop - i, mean) - center)
-    return (total0 + total1) + (total2 + total3), (product0 + product1) + (product2 + product3)
+        d1 = load_first_doubles(dout, i, stop - i, 0.0)
+        total1 = plus(total1, d1)
+        product1 = product1 + d1 * (load_first_doubles(x, i, stop - i, mean) - center)
+    store(values, 0, total0 + total1)
+    store(products, 0, product0 + product1)
 
 
 @inner
@@ -215,9 +217,17 @@ def group_sums(
             following = _following(shape, left, right, n, k)
             for c in range(right - left):
                 i = (n * channels + left + c) * inner + k * BLOCK
-                run_values, run_products = _run_products(dout, x, i, i + length, read(mean, left + c), i + following)
-                store(values, c * DOUBLES, load_doubles(values, c * DOUBLES) + run_values)
-                store(products, c * DOUBLES, load_doubles(products, c * DOUBLES) + run_products)
+                j = c * DOUBLES
+                _add_products(
+                    dout,
+                    x,
+                    i,
+                    i + length,
+                    read(mean, left + c),
+                    i + following,
+                    offset(values, j),
+                    offset(products, j),
+                )
     for c in range(left, right):
         write(sum_dout, c, sum_of(load_doubles(values, (c - left) * DOUBLES)))
         write(sum_product, c, sum_of(load_doubles(products, (c - left) * DOUBLES)))
