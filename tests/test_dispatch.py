@@ -101,7 +101,8 @@ NEVER, ALONE, ALWAYS = (False, False), (True, False), (True, True)
         ((32, 256, 14 * 14), NEVER, NEVER, ALONE),
         ((32, 512, 7 * 7), NEVER, NEVER, NEVER),
         ((32 * 112 * 112, 64, 1), ALWAYS, ALWAYS, ALWAYS),
-        ((401409, 33, 1), NEVER, NEVER, NEVER),  # rows begin anywhere in a line
+        ((100043, 257, 1), NEVER, NEVER, NEVER),  # rows begin anywhere in a line,
+        ((40002, 1001, 1), ALWAYS, ALWAYS, ALWAYS),  # but long ones are streamed
     ],
 )
 def test_large_tensors_are_streamed_and_sooner_on_one_thread(shape, inference, training, backward):
@@ -130,6 +131,8 @@ def test_blocks_cover_a_channel(outer, inner):
         (1600, 3, 160),  # the longest of whole registers
         (6, 3, 6),
         (99, 513, 1),
+        (25088, 251, 4),  # far, and longer than where there are rows of whole registers
+        (20000, 251, 2),
     ],
 )
 def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
