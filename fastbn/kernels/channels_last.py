@@ -31,7 +31,7 @@ from fastbn.kernels.columns import (
     means_vars,
     pivots,
 )
-from fastbn.kernels.jit import kernel
+from fastbn.kernels.jit import PARALLEL, kernel
 from fastbn.kernels.segments import add_segments, merge_segments, segments_of
 
 
@@ -104,7 +104,7 @@ def forward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    step = channels_of_fused(shape)
+    step = channels_of_fused(shape, PARALLEL)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     for chunk in prange(-(-channels // step)):
@@ -203,7 +203,7 @@ def backward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    step = channels_of_fused(shape)
+    step = channels_of_fused(shape, PARALLEL)
     count = np.float64(rows * inner * tile)
     for chunk in prange(-(-channels // step)):
         left = chunk * step

@@ -218,7 +218,12 @@ class Kernel(Generic[P]):
     def _compile(self, *, parallel: bool) -> Callable[P, None]:
         """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
         name = f"{self.body.__name__}_{'parallel' if parallel else 'serial'}"
-        return _compile(cast(Callable[P, None], with_globals(self.body, name, {})), parallel=parallel)
+        body = with_globals(self.body, name, {"PARALLEL": parallel})
+        return _compile(cast(Callable[P, None], body), parallel=parallel)
+
+
+PARALLEL = True
+"""In the body of a kernel: whether this is the parallel twin."""
 
 
 def kernel(body: Callable[P, None]) -> Kernel[P]:
