@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
-from fastbn.kernels.columns import CHUNK, FAR, channels_of
+from fastbn.kernels.columns import FAR, channels_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.threads import FEW, pay
@@ -55,8 +55,8 @@ TASKS = 32
 ROW_TASKS = 16
 """and in ``channels_last``, where merging costs more: with 32, forward of 32x1024x14x14 took 1.1 times as long."""
 
-TILE = 512
-"""The most columns of a row that is made of several."""
+TILE, FAR_TILE = 512, 1024
+"""The most columns of a row that is made of several, and of a far tensor if they end within a cache line."""
 
 RAGGED = 600
 """The fewest columns of rows that end within a cache line and are streamed all the same.
@@ -162,12 +162,12 @@ def _row_segments(shape: Matrix) -> int:
 
 
 def _tile(rows: int, channels: int) -> int:
-    """The divisor of ``rows`` that makes the best row of up to ``TILE`` columns, or else of up to ``CHUNK``.
+    """The divisor of ``rows`` that makes the best row of up to ``TILE`` columns, or else of ``FAR_TILE``.
 
     That is one of ``WIDE_ROW``, or of whole registers, or else the longest.
     """
     tile = _best_tile(rows, channels, TILE)
-    return tile if tile * channels % NARROW == 0 or rows * channels < FAR else _best_tile(rows, channels, CHUNK)
+    return tile if tile * channels % NARROW == 0 or rows * channels < FAR else _best_tile(rows, channels, FAR_TILE)
 
 
 def _best_tile(rows: int, channels: int, columns: int) -> int:

@@ -30,9 +30,13 @@ from fastbn.kernels.lanes import (
 )
 from fastbn.kernels.prefetch import AHEAD, onward, prefetch_near
 
-CHUNK = 1024  # the most columns whose sums a task keeps at hand: 24 kB
+CHUNK = 2048  # the most columns whose sums a task keeps at hand: 48 kB
+NEAR_CHUNK = 512  # and of tensors that the caches keep
 FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
-FAR = 6_000_000  # values from which a tensor comes from memory
+FAR = 3_000_000  # values from which a tensor comes from far, in order if rows are whole. On a Zen 4 the gradient's sums
+# of 4096x1024 took 0.72 to 0.79 of the time in chunks of 1024 columns, not 512, of 3136x1024 0.83 to 0.92, but of
+# 3136x768 1.0 to 1.08; of 6272x2048 0.82 to 0.85 in those of 2048, not 1024, of 1568x2048 0.88 to 1.01. Statistics 0.8
+# to 1.05.
 ROWS = 8  # rows of a tensor that are summed together for one load and store of the sums,
 SHORT = 4096  # and of short rows so many values. 16 rows or 4: 0.95 to 1.1 times as long. Fewer of far tensors, with
 # lines asked for in the order of the sums, took on two cores of a Zen 4 4310 us instead of 3550 (forward of 25088 rows
@@ -48,7 +52,7 @@ def _size(shape: Matrix) -> int:
 @shared
 def channels_of(shape: Matrix) -> int:
     """Channels in one chunk of columns whose sums are kept."""
-    return max(1, (CHUNK if _size(shape) >= FAR else CHUNK // 2) // shape[3])
+    return max(1, (CHUNK if _size(shape) >= FAR else NEAR_CHUNK) // shape[3])
 
 
 @inner
