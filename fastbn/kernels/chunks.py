@@ -10,7 +10,7 @@ from fastbn.kernels.addresses import offset, read, write
 from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
-from fastbn.kernels.lanes import BYTES, WIDE, load_first, load_wide, store_first, width
+from fastbn.kernels.lanes import BYTES, WIDE, load, load_first, load_wide, store_first, width
 from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near, prefetch_to_write
 from fastbn.kernels.stores import aligned, drain, put
 
@@ -75,12 +75,15 @@ def _rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int
 
 @elementwise
 def _normalize_part(
-    x: Address, out: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address3
+    x: Address, out: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address3, streaming: bool
 ) -> None:
-    """Columns ``i`` to ``i + n``, a register at most."""
+    """Columns ``i`` to ``i + n``, a register at most. A part of one is not streamed."""
     a, b, c = load_first(values[0], i, n), load_first(values[1], i, n), load_first(values[2], i, n)
     for k in range(at + i, at + i + rows * stride, stride):
-        store_first(out, k, n, normalize1(load_first(x, k, n), a, b, c))
+        if n == width(x):
+            put(out, k, normalize1(load(x, k), a, b, c), streaming)
+        else:
+            store_first(out, k, n, normalize1(load_first(x, k, n), a, b, c))
 
 
 @elementwise
@@ -105,7 +108,7 @@ def _normalize_rows(
         i += step
     while i < size:
         n = min(width(x), size - i)
-        _normalize_part(x, out, at, stride, rows, i, n, values)
+        _normalize_part(x, out, at, stride, rows, i, n, values, streaming)
         i += n
 
 
@@ -124,7 +127,7 @@ def _normalize_in_order(
         i = min(aligned(out, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(out, k + far)
-            _normalize_part(x, out, k, stride, 1, 0, i, values)
+            _normalize_part(x, out, k, stride, 1, 0, i, values, False)
         while i + step <= size:
             for line in range(k + i + ahead, k + i + ahead + step, width(x)):
                 prefetch_near(x, line)
@@ -133,7 +136,7 @@ def _normalize_in_order(
             i += step
         while i < size:
             n = min(width(x), size - i)
-            _normalize_part(x, out, k, stride, 1, i, n, values)
+            _normalize_part(x, out, k, stride, 1, i, n, values, streaming)
             i += n
 
 
@@ -174,7 +177,7 @@ def normalize_chunk(
     whole = size == stride
     for j in range(3):
         _spread(values[j], right - left, inner, tile, head if whole else 0)
-    _normalize_part(x, out, at, stride, 1 if whole else stop - start, 0, head, values)
+    _normalize_part(x, out, at, stride, 1 if whole else stop - start, 0, head, values, False)
     shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
     at += head
     rows = stop - start - 1
@@ -195,13 +198,25 @@ def normalize_chunk(
 
 @elementwise
 def _gradient_part(
-    dout: Address, x: Address, dx: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address6
+    dout: Address,
+    x: Address,
+    dx: Address,
+    at: int,
+    stride: int,
+    rows: int,
+    i: int,
+    n: int,
+    values: Address6,
+    streaming: bool,
 ) -> None:
     """As ``_normalize_part``."""
     a, b, c = load_first(values[0], i, n), load_first(values[1], i, n), load_first(values[2], i, n)
     d, e, f = load_first(values[3], i, n), load_first(values[4], i, n), load_first(values[5], i, n)
     for k in range(at + i, at + i + rows * stride, stride):
-        store_first(dx, k, n, grad_input1(load_first(dout, k, n), load_first(x, k, n), a, b, c, d, e, f))
+        if n == width(x):
+            put(dx, k, grad_input1(load(dout, k), load(x, k), a, b, c, d, e, f), streaming)
+        else:
+            store_first(dx, k, n, grad_input1(load_first(dout, k, n), load_first(x, k, n), a, b, c, d, e, f))
 
 
 @elementwise
@@ -234,7 +249,7 @@ def _gradient_rows(
         i += step
     while i < size:
         n = min(width(x), size - i)
-        _gradient_part(dout, x, dx, at, stride, rows, i, n, values)
+        _gradient_part(dout, x, dx, at, stride, rows, i, n, values, streaming)
         i += n
 
 
@@ -258,7 +273,7 @@ def _gradient_in_order(
         i = min(aligned(dx, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(dx, k + far)
-            _gradient_part(dout, x, dx, k, stride, 1, 0, i, values)
+            _gradient_part(dout, x, dx, k, stride, 1, 0, i, values, False)
         while i + step <= size:
             for line in range(k + i + ahead, k + i + ahead + step, width(x)):
                 prefetch_near(dout, line)
@@ -269,7 +284,7 @@ def _gradient_in_order(
             i += step
         while i < size:
             n = min(width(x), size - i)
-            _gradient_part(dout, x, dx, k, stride, 1, i, n, values)
+            _gradient_part(dout, x, dx, k, stride, 1, i, n, values, streaming)
             i += n
 
 
@@ -296,7 +311,7 @@ def gradient_chunk(
     whole = size == stride
     for j in range(6):
         _spread(values[j], right - left, inner, tile, head if whole else 0)
-    _gradient_part(dout, x, dx, at, stride, 1 if whole else stop - start, 0, head, values)
+    _gradient_part(dout, x, dx, at, stride, 1 if whole else stop - start, 0, head, values, False)
     shifted = (
         offset(values[0], head),
         offset(values[1], head),
