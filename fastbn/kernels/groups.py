@@ -162,6 +162,9 @@ def normalize_group(
     last = inner * (k + 1) // pieces
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
+        if streaming:
+            prefetch_to_write(out, i - channels * inner)
+            prefetch_to_write(out, i - channels * inner + (right - left) * (last - first) - 1)
         normalize_run(x, out, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()
@@ -190,6 +193,9 @@ def gradient_group(
     last = inner * (k + 1) // pieces
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
+        if streaming:
+            prefetch_to_write(dx, i - channels * inner)
+            prefetch_to_write(dx, i - channels * inner + (right - left) * (last - first) - 1)
         gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()
