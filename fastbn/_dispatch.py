@@ -58,13 +58,14 @@ ROW_TASKS = 16
 TILE, FAR_TILE = 512, 1024
 """The most columns of a row that is made of several, and of a far tensor if they end within a cache line."""
 
-RAGGED = 600
+RAGGED = 400
 """The fewest columns of rows that end within a cache line and are streamed all the same.
 
-Lines that two rows share are written as usual, and asked for. On two threads of a Zen 4, in turns, rows of 900 to 1001
-columns: inference 0.69 to 0.86 of the time, forward 0.77 to 0.97, backward 0.82 to 0.96 (one thread 0.77 to 0.94, 0.80
-to 0.97, 0.94 to 1.05); of 600 0.91 to 1.01, 0.91 to 1.0, 0.83 to 0.94; of 251 to 257 1.1 to 1.5, 1.0 to 1.3, 0.96 to
-1.15. dx of 1801 columns, whose coefficients a first-level cache does not keep, 0.95 to 0.97, on one thread 1.11.
+Lines that two rows share are written as usual, and asked for. On two threads of a Zen 4, in turns, inference, forward
+and backward of rows of 900 to 1001 columns took 0.69 to 0.86, 0.77 to 0.97 and 0.82 to 0.96 of the time, of 400 to 514
+0.74 to 1.0, 0.85 to 1.07 and 0.89 to 1.02, of 260 and 333 0.94 to 1.10, 0.89 to 1.07 and 0.88 to 0.98; on one thread
+rows of 900 to 1001 columns 0.77 to 0.94, 0.80 to 0.97 and 0.94 to 1.05, of 400 to 514 0.87 to 1.09, 0.92 to 1.07 and
+0.94 to 1.0. dx of 1801, whose coefficients a first-level cache does not keep, 0.95 to 0.97 on two and 1.11 on one.
 """
 
 WIDE_ROW = 64
