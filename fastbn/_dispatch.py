@@ -41,12 +41,13 @@ gained 20%.
 STREAM_DX = 17_000_000, 24_000_000
 """The same for backward, which leaves less of the cache: 29 MB gained 15%, 38 MB 12% to 25%."""
 
-STREAM_ONCE = 21_000_000, 40_000_000
+STREAM_ONCE = 21_000_000, 33_000_000
 """The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
 
-On two, where nothing else used the cache: 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB gained 3% and lost 3%, 58 MB
-gained 4% to 13%. On two of a Zen 4 whose cache others used, 41 to 46 MB took 0.46 to 0.90 of the time, 34 to 37 MB 0.54
-to 0.98; without streaming PyTorch was ahead there, 1.2 to 1.5 times.
+On two, with more than the 32 MB of the cache: where nothing else used it, 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB
+gained 3% and lost 3%, 58 MB gained 4% to 13%; where others did (a Zen 4), 33 to 37 MB took 0.44 to 0.98 of the time, 41
+to 46 MB 0.46 to 0.90, and without streaming PyTorch was ahead, 1.1 to 1.5 times. 26 MB took 0.56 to 0.85 there, and as
+long a quiet minute later.
 """
 
 TASKS = 32

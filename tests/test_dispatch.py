@@ -132,7 +132,7 @@ def test_blocks_cover_a_channel(outer, inner):
         (6, 3, 6),
         (99, 513, 1),
         (25088, 251, 4),  # far, and longer than where there are rows of whole registers
-        (20000, 251, 2),
+        (10000, 251, 2),
     ],
 )
 def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
