@@ -28,6 +28,7 @@ from fastbn.kernels.chunks import COLUMNS
 from fastbn.kernels.columns import FAR, channels_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
+from fastbn.kernels.shares import even
 from fastbn.kernels.threads import FEW, pay
 
 STREAM = 17_000_000, 30_000_000
@@ -160,7 +161,7 @@ def _row_segments(shape: Matrix) -> int:
     """Segments for ``channels_last``: enough tasks together with the chunks of columns, but none too short."""
     rows, _, channels, _ = shape
     chunks = -(-channels // channels_of(shape))
-    return max(1, min(ROW_TASKS // chunks, rows // MIN_ROWS))
+    return even(min(ROW_TASKS // chunks, rows // MIN_ROWS))
 
 
 def _tile(rows: int, channels: int) -> int:

@@ -18,7 +18,7 @@ from fastbn.kernels.formulas import mean_var1, merge_moments1
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.jit import kernel
 from fastbn.kernels.prefetch import AHEAD
-from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_of, group_sums, origin_of
+from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_sums, groups_of, origin_of
 
 
 @kernel
@@ -31,22 +31,21 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    group = group_of(shape, 1)
-    counts = np.empty((segments, channels))
+    groups = groups_of(shape, 1)
+    counts = np.empty((segments, groups))
     parts = np.empty((segments, 2, channels))
-    groups = -(-channels // group)
     for task in prange(segments * groups):
         s = task // groups
-        left = task % groups * group
-        right = min(left + group, channels)
+        g = task % groups
+        left = channels * g // groups
+        right = channels * (g + 1) // groups
         start = blocks * s // segments
         stop = blocks * (s + 1) // segments
-        counts[s, left] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
+        counts[s, g] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
     for c in range(channels):
-        left = c // group * group
-        moments = counts[0, left], parts[0, 0, c], parts[0, 1, c]
+        moments = counts[0, 0], parts[0, 0, c], parts[0, 1, c]
         for s in range(1, segments):
-            part = counts[s, left], parts[s, 0, c], parts[s, 1, c]
+            part = counts[s, 0], parts[s, 0, c], parts[s, 1, c]
             moments = merge_moments1(moments[0], moments[1], moments[2], part[0], part[1], part[2])
         mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), moments[0], moments[1], moments[2])
 
@@ -98,10 +97,10 @@ def forward(
     Parallel: over groups of channels.
     """
     outer, channels, inner = shape
-    group = group_of(shape, 1)
-    for task in prange(-(-channels // group)):
-        left = task * group
-        right = min(left + group, channels)
+    groups = groups_of(shape, 1)
+    for task in prange(groups):
+        left = channels * task // groups
+        right = channels * (task + 1) // groups
         count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
         for c in range(left, right):
             mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
@@ -131,13 +130,13 @@ def backward_sums(
     """
     outer, channels, inner = shape
     blocks = blocks_of(outer, inner)
-    group = group_of(shape, 2)
+    groups = groups_of(shape, 2)
     parts = np.empty((segments, 2, channels))
-    groups = -(-channels // group)
     for task in prange(segments * groups):
         s = task // groups
-        left = task % groups * group
-        right = min(left + group, channels)
+        g = task % groups
+        left = channels * g // groups
+        right = channels * (g + 1) // groups
         group_sums(
             data(dout),
             data(x),
@@ -222,10 +221,10 @@ def backward(
     """
     outer, channels, inner = shape
     count = np.float64(outer * inner)
-    group = group_of(shape, 2)
-    for task in prange(-(-channels // group)):
-        left = task * group
-        right = min(left + group, channels)
+    groups = groups_of(shape, 2)
+    for task in prange(groups):
+        left = channels * task // groups
+        right = channels * (task + 1) // groups
         group_sums(
             data(dout),
             data(x),

@@ -25,9 +25,10 @@ from fastbn.kernels.chunks import (
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
 from fastbn.kernels.columns import (
     channels_of,
-    channels_of_fused,
     chunk_moments,
     chunk_sums,
+    edge_of,
+    fused_chunks,
     means_vars,
     pivots,
 )
@@ -43,15 +44,14 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     Parallel: over (segments, chunks), each with one writer; a channel's segments are merged in order.
     """
     rows, _, channels, inner = shape
-    step = channels_of(shape)
-    chunks = -(-channels // step)
+    chunks = -(-channels // channels_of(shape))
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     for task in prange(segments * chunks):
         s = task // chunks
-        left = task % chunks * step
-        right = min(left + step, channels)
+        left = edge_of(shape, chunks, task % chunks)
+        right = edge_of(shape, chunks, task % chunks + 1)
         start = rows * s // segments
         stop = rows * (s + 1) // segments
         chunk_moments(data(x), shape, left, right, start, stop, data(origin), data(parts[s, 0]), data(parts[s, 1]))
@@ -69,13 +69,12 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
               where others did; that the first blocks had been read last gained nothing, not even on one thread.
     """
     rows, _, channels, inner = shape
-    step = max(1, COLUMNS // inner)
-    chunks = -(-channels // step)
+    chunks = -(-channels // max(1, COLUMNS // inner))
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = task // chunks
-        left = task % chunks * step
-        right = min(left + step, channels)
+        left = edge_of(shape, chunks, task % chunks)
+        right = edge_of(shape, chunks, task % chunks + 1)
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
         shift = lead(data(out), shape, left, start)
@@ -104,12 +103,12 @@ def forward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    step = channels_of_fused(shape, PARALLEL)
+    chunks = fused_chunks(shape, PARALLEL)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
-    for chunk in prange(-(-channels // step)):
-        left = chunk * step
-        right = min(left + step, channels)
+    for chunk in prange(chunks):
+        left = edge_of(shape, chunks, chunk)
+        right = edge_of(shape, chunks, chunk + 1)
         chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
         means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
         inv_std_channels(left, right, data(var), eps, data(inv_std))
@@ -136,13 +135,12 @@ def backward_sums(
     Parallel: over (segments, chunks), each with one writer; a channel's segments are added in order.
     """
     rows, _, channels, _ = shape
-    step = channels_of(shape)
-    chunks = -(-channels // step)
+    chunks = -(-channels // channels_of(shape))
     parts = segments_of(segments, channels)
     for task in prange(segments * chunks):
         s = task // chunks
-        left = task % chunks * step
-        right = min(left + step, channels)
+        left = edge_of(shape, chunks, task % chunks)
+        right = edge_of(shape, chunks, task % chunks + 1)
         start = rows * s // segments
         stop = rows * (s + 1) // segments
         chunk_sums(
@@ -161,13 +159,12 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     Parallel: as ``normalize``.
     """
     rows, _, channels, inner = shape
-    step = max(1, COLUMNS // inner)
-    chunks = -(-channels // step)
+    chunks = -(-channels // max(1, COLUMNS // inner))
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = task // chunks
-        left = task % chunks * step
-        right = min(left + step, channels)
+        left = edge_of(shape, chunks, task % chunks)
+        right = edge_of(shape, chunks, task % chunks + 1)
         start = rows * b // blocks
         stop = rows * (b + 1) // blocks
         shift = lead(data(dx), shape, left, start)
@@ -202,12 +199,12 @@ def backward(
     Traffic:  reads dout and x and writes dx once where a chunk stays in cache, else reads both twice.
     Parallel: over chunks.
     """
-    rows, tile, channels, inner = shape
-    step = channels_of_fused(shape, PARALLEL)
+    rows, tile, _, inner = shape
+    chunks = fused_chunks(shape, PARALLEL)
     count = np.float64(rows * inner * tile)
-    for chunk in prange(-(-channels // step)):
-        left = chunk * step
-        right = min(left + step, channels)
+    for chunk in prange(chunks):
+        left = edge_of(shape, chunks, chunk)
+        right = edge_of(shape, chunks, chunk + 1)
         chunk_sums(data(dout), data(x), shape, left, right, 0, rows, data(mean), data(sum_dout), data(sum_dout_xhat))
         for c in range(left, right):
             sum_dout_xhat[c] *= inv_std[c]

@@ -12,6 +12,7 @@ from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import BYTES, WIDE, load, load_first, load_wide, store_first, width
 from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near, prefetch_to_write
+from fastbn.kernels.shares import even
 from fastbn.kernels.stores import aligned, drain, put
 
 COLUMNS = 2048  # the most columns of a chunk
@@ -39,7 +40,7 @@ def row_blocks_of(shape: Matrix) -> int:
     """Blocks of rows, the tasks where there is one pass only. However rows are cut, the bits are the same."""
     rows, tile, channels, inner = shape
     values = rows * tile * channels * inner
-    return max(1, min(rows // ROWS, values // RUN, max(TASKS, values // LONG_RUN)))
+    return even(min(rows // ROWS, values // RUN, max(TASKS, values // LONG_RUN)))
 
 
 @inner

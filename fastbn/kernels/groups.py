@@ -13,24 +13,11 @@ from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import BYTES, blend, load, load_first, spread, store_first, width
 from fastbn.kernels.prefetch import ask, prefetch_to_write
 from fastbn.kernels.rows import GROUP
+from fastbn.kernels.shares import equal
 from fastbn.kernels.stores import aligned, drain, put
 
 RUN = 16384  # values of a task where there is one pass only; a run is no longer than that
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most
-
-
-@inner
-def _even(tasks: int, most: int) -> int:
-    """So many tasks, or some more, that 2, 4, 8 and 16 threads have equal shares, as far as there are enough.
-
-    13 groups of 5 channels, seven of them one thread's, took 1.1 times as long as 16 of 4.
-    """
-    if tasks > 8:
-        return min(most, -(-tasks // 16) * 16)
-    even = 2
-    while even < tasks:
-        even *= 2
-    return min(most, even)
 
 
 @inner
@@ -41,7 +28,7 @@ def cuts_of(shape: Shape3) -> tuple[int, int, int]:
     """
     outer, channels, inner = shape
     group = max(1, min(GROUP, RUN // inner))
-    groups = _even(-(-channels // group), channels)
+    groups = equal(-(-channels // group), channels)
     tasks = -(-outer * channels * inner // RUN)
     parts = min(outer, -(-tasks // groups))
     pieces = 1 if group > 1 else min(-(-inner // RUN), -(-tasks // (groups * parts)))

@@ -16,6 +16,7 @@ from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
 from fastbn.kernels.jit import inlined, inner, shared
 from fastbn.kernels.lanes import DOUBLES, load_doubles, load_first_doubles, plus, spread_doubles, store, sum_of, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
+from fastbn.kernels.shares import even_or_more
 
 PARALLEL = 3 << 14  # values of a tensor from which groups are shared out among threads: forward of 1x928x8x8 16.4 to
 # 12.3 us, backward 17.0 to 11.9; forward of 1x48x28x28, 38,000 values, 6.3 to 8.1
@@ -58,6 +59,13 @@ def group_of(shape: Shape3, tensors: int) -> int:
         group = SLICE // (outer * inner)
     group = max(1, min(GROUP, group))
     return group if channels * outer * inner < PARALLEL else max(1, min(group, channels // GROUPS))
+
+
+@shared
+def groups_of(shape: Shape3, tensors: int) -> int:
+    """How many groups there are, all as wide as the others but for a channel."""
+    channels = shape[1]
+    return even_or_more(-(-channels // group_of(shape, tensors)), channels)
 
 
 @inner
