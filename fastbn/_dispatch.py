@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
-from fastbn.kernels.columns import FAR, channels_of
+from fastbn.kernels.columns import FAR, chunks_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.shares import even
@@ -159,9 +159,7 @@ def _stream(streamable: bool, size: int, least: tuple[int, int]) -> Stream:
 
 def _row_segments(shape: Matrix) -> int:
     """Segments for ``channels_last``: enough tasks together with the chunks of columns, but none too short."""
-    rows, _, channels, _ = shape
-    chunks = -(-channels // channels_of(shape))
-    return even(min(ROW_TASKS // chunks, rows // MIN_ROWS))
+    return even(min(ROW_TASKS // chunks_of(shape), shape[0] // MIN_ROWS))
 
 
 def _tile(rows: int, channels: int) -> int:

@@ -15,24 +15,24 @@ from numba import prange
 from fastbn._typing import Array, Float64Array, Matrix
 from fastbn.kernels.addresses import data, offset, stack
 from fastbn.kernels.chunks import (
-    COLUMNS,
     SCRATCH,
     gradient_chunk,
     lead,
     normalize_chunk,
+    output_chunks_of,
     row_blocks_of,
 )
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
 from fastbn.kernels.columns import (
-    channels_of,
     chunk_moments,
     chunk_sums,
+    chunks_of,
     edge_of,
     fused_chunks,
     means_vars,
     pivots,
 )
-from fastbn.kernels.jit import PARALLEL, kernel
+from fastbn.kernels.jit import IS_PARALLEL, kernel
 from fastbn.kernels.segments import add_segments, merge_segments, segments_of
 
 
@@ -44,7 +44,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     Parallel: over (segments, chunks), each with one writer; a channel's segments are merged in order.
     """
     rows, _, channels, inner = shape
-    chunks = -(-channels // channels_of(shape))
+    chunks = chunks_of(shape)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
@@ -68,8 +68,8 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
               had read: backward of 12544x256 took 485 us instead of 340 where nothing else used the cache, 2 to 6% more
               where others did; that the first blocks had been read last gained nothing, not even on one thread.
     """
-    rows, _, channels, inner = shape
-    chunks = -(-channels // max(1, COLUMNS // inner))
+    rows, _, channels, _ = shape
+    chunks = output_chunks_of(shape)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = task // chunks
@@ -103,7 +103,7 @@ def forward(
     Parallel: over chunks.
     """
     rows, tile, channels, inner = shape
-    chunks = fused_chunks(shape, PARALLEL)
+    chunks = fused_chunks(shape, IS_PARALLEL)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     for chunk in prange(chunks):
@@ -135,7 +135,7 @@ def backward_sums(
     Parallel: over (segments, chunks), each with one writer; a channel's segments are added in order.
     """
     rows, _, channels, _ = shape
-    chunks = -(-channels // channels_of(shape))
+    chunks = chunks_of(shape)
     parts = segments_of(segments, channels)
     for task in prange(segments * chunks):
         s = task // chunks
@@ -158,8 +158,8 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     Traffic:  reads dout and x once, writes dx once.
     Parallel: as ``normalize``.
     """
-    rows, _, channels, inner = shape
-    chunks = -(-channels // max(1, COLUMNS // inner))
+    rows, _, channels, _ = shape
+    chunks = output_chunks_of(shape)
     blocks = row_blocks_of(shape)
     for task in prange(blocks * chunks):
         b = task // chunks
@@ -200,7 +200,7 @@ def backward(
     Parallel: over chunks.
     """
     rows, tile, _, inner = shape
-    chunks = fused_chunks(shape, PARALLEL)
+    chunks = fused_chunks(shape, IS_PARALLEL)
     count = np.float64(rows * inner * tile)
     for chunk in prange(chunks):
         left = edge_of(shape, chunks, chunk)

@@ -36,8 +36,15 @@ LONG_RUN = 1 << 20  # the most values of one. With tasks of RUN values forward t
 
 
 @inner
+def output_chunks_of(shape: Matrix) -> int:
+    """How many chunks there are where there is one pass only, of at most ``COLUMNS``."""
+    _, _, channels, inner = shape
+    return -(-channels // max(1, COLUMNS // inner))
+
+
+@inner
 def row_blocks_of(shape: Matrix) -> int:
-    """Blocks of rows, the tasks where there is one pass only. However rows are cut, the bits are the same."""
+    """Blocks of rows, which are tasks together with these. However a tensor is cut, the bits are the same."""
     rows, tile, channels, inner = shape
     values = rows * tile * channels * inner
     return even(min(rows // ROWS, values // RUN, max(TASKS, values // LONG_RUN)))

@@ -50,9 +50,10 @@ def _size(shape: Matrix) -> int:
 
 
 @shared
-def channels_of(shape: Matrix) -> int:
-    """Channels in one chunk of columns whose sums are kept."""
-    return max(1, (CHUNK if _size(shape) >= FAR else NEAR_CHUNK) // shape[3])
+def chunks_of(shape: Matrix) -> int:
+    """How many chunks of columns there are, each of as many channels as a task keeps the sums of."""
+    _, _, channels, inner = shape
+    return -(-channels // max(1, (CHUNK if _size(shape) >= FAR else NEAR_CHUNK) // inner))
 
 
 @inner
@@ -62,7 +63,7 @@ def fused_chunks(shape: Matrix, parallel: bool) -> int:
     On one core of a Zen 4, all 512 columns of 128 rows at once took 0.75 to 0.9 of the time.
     """
     _, tile, channels, inner = shape
-    chunks = -(-channels // channels_of(shape))
+    chunks = chunks_of(shape)
     if tile > 1 or not parallel:
         return chunks
     return max(chunks, min(FUSED_TASKS, channels * inner // WIDE_DOUBLES))

@@ -122,6 +122,17 @@ def gradient_run(
 
 
 @inner
+def _ask_for_ends(out: Address, start: int, length: int) -> None:
+    """Ask for the two lines of a run to be streamed that it fills in part only.
+
+    They are written as usual, and every later store waits for them: in turns, NCHW forward took 0.85 to 1.0 of the time
+    so, backward 0.87 to 1.04.
+    """
+    prefetch_to_write(out, start)
+    prefetch_to_write(out, start + length - 1)
+
+
+@inner
 def normalize_group(
     x: Address,
     out: Address,
@@ -150,8 +161,7 @@ def normalize_group(
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
         if streaming:
-            prefetch_to_write(out, i - channels * inner)
-            prefetch_to_write(out, i - channels * inner + (right - left) * (last - first) - 1)
+            _ask_for_ends(out, i - channels * inner, (right - left) * (last - first))
         normalize_run(x, out, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()
@@ -181,8 +191,7 @@ def gradient_group(
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
         if streaming:
-            prefetch_to_write(dx, i - channels * inner)
-            prefetch_to_write(dx, i - channels * inner + (right - left) * (last - first) - 1)
+            _ask_for_ends(dx, i - channels * inner, (right - left) * (last - first))
         gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, later, values, streaming)
     if streaming:
         drain()

@@ -218,11 +218,11 @@ class Kernel(Generic[P]):
     def _compile(self, *, parallel: bool) -> Callable[P, None]:
         """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
         name = f"{self.body.__name__}_{'parallel' if parallel else 'serial'}"
-        body = with_globals(self.body, name, {"PARALLEL": parallel})
+        body = with_globals(self.body, name, {"IS_PARALLEL": parallel})
         return _compile(cast(Callable[P, None], body), parallel=parallel)
 
 
-PARALLEL = True
+IS_PARALLEL = True
 """In the body of a kernel: whether this is the parallel twin."""
 
 
