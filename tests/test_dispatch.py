@@ -127,8 +127,9 @@ def test_blocks_cover_a_channel(outer, inner):
         (401408, 64, 1),  # 64 columns
         (401408, 16, 4),  # as well
         (9973, 16, 1),  # no divisor
-        (401408, 48, 8),  # the longest row
-        (1600, 3, 160),  # the longest of whole registers
+        (401408, 48, 4),  # the shortest of whole sets of 64
+        (1600, 3, 64),
+        (1625, 48, 5),  # the longest of whole registers
         (6, 3, 6),
         (99, 513, 1),
         (25088, 251, 4),  # far, and longer than where there are rows of whole registers
