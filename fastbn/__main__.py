@@ -76,7 +76,7 @@ def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, 
     sums = (sum_dout, sum_dout_xhat)
     for dtype in (np.float32, np.float64):
         x, dout, out = np.ones((3, 48), dtype)
-        affine, gradient = np.ones((3, 3), dtype), np.ones((6, 3), dtype)
+        affine, gradient = np.ones((3, 3), dtype), np.ones((4, 3), dtype)
         for given in (np.float32, np.float64):
             four = np.ones((4, 3), given)
             yield coefficients, coefficients.affine, (*four, affine)

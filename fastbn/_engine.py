@@ -220,7 +220,7 @@ def _backward_input(
     sums: Sums,
     count: float,
 ) -> None:
-    values = np.empty((6, mean.size), x.dtype)
+    values = np.empty((4, mean.size), x.dtype)
     coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
     how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx[threads_usable()])
 

@@ -27,7 +27,7 @@ Moments3: TypeAlias = tuple[Scalar, Scalar, Scalar]
 """Count, sum about an origin, centred sum of squares."""
 
 Coefficients3: TypeAlias = tuple[Scalar, Scalar, Scalar]
-Coefficients6: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]
+Coefficients4: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar]
 
 Shape3: TypeAlias = tuple[int, int, int]
 """(outer, channels, inner)."""
@@ -36,4 +36,4 @@ Matrix: TypeAlias = tuple[int, int, int, int]
 """(rows, tile, channels, inner): a row holds ``tile`` times ``channels * inner`` values."""
 
 Address3: TypeAlias = tuple[Address, Address, Address]
-Address6: TypeAlias = tuple[Address, Address, Address, Address, Address, Address]
+Address4: TypeAlias = tuple[Address, Address, Address, Address]

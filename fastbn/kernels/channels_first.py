@@ -161,7 +161,7 @@ def backward_sums(
 
 @kernel
 def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx: Array, streaming: bool) -> None:
-    """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
+    """Write ``dx`` from the (4, C) coefficients. ``dx`` may be ``dout``.
 
     Traffic:  reads dout and x once, writes dx once.
     Parallel: as ``normalize``.
@@ -180,8 +180,6 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
             offset(data(coefficients), channels + left),
             offset(data(coefficients), 2 * channels + left),
             offset(data(coefficients), 3 * channels + left),
-            offset(data(coefficients), 4 * channels + left),
-            offset(data(coefficients), 5 * channels + left),
         )
         gradient_group(
             data(dout),
@@ -239,14 +237,7 @@ def backward(
         )
         for c in range(left, right):
             sum_dout_xhat[c] *= inv_std[c]
-        values = (
-            stack(x, GROUP),
-            stack(x, GROUP),
-            stack(x, GROUP),
-            stack(x, GROUP),
-            stack(x, GROUP),
-            stack(x, GROUP),
-        )
+        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
         gradient_channels(
             data(x),
             left,

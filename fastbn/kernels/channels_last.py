@@ -153,7 +153,7 @@ def backward_sums(
 
 @kernel
 def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx: Array, streaming: bool) -> None:
-    """Write ``dx`` from the (6, C) coefficients. ``dx`` may be ``dout``.
+    """Write ``dx`` from the (4, C) coefficients. ``dx`` may be ``dout``.
 
     Traffic:  reads dout and x once, writes dx once.
     Parallel: as ``normalize``.
@@ -173,10 +173,8 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
             offset(stack(x, SCRATCH), shift),
             offset(stack(x, SCRATCH), shift),
             offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
         )
-        for j in range(6):
+        for j in range(4):
             copy(data(coefficients), j * channels + left, j * channels + right, values[j])
         gradient_chunk(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
 
@@ -210,8 +208,6 @@ def backward(
             sum_dout_xhat[c] *= inv_std[c]
         shift = lead(data(dx), shape, left, 0)
         values = (
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
             offset(stack(x, SCRATCH), shift),
             offset(stack(x, SCRATCH), shift),
             offset(stack(x, SCRATCH), shift),

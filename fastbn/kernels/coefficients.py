@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Address, Address3, Address6, Array, Float64Array
+from fastbn._typing import Address, Address3, Address4, Array, Float64Array
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import inner, small
@@ -51,9 +51,9 @@ def gradient_channels(
     sum_dout: Address,
     sum_dout_xhat: Address,
     count: float,
-    coefficients: Address6,
+    coefficients: Address4,
 ) -> None:
-    """``center, unit, shift, scale, slope, offset`` of ``gradient1`` likewise."""
+    """``center, slope, offset, scale`` of ``gradient1`` likewise."""
     counts = spread_doubles(count)
     for c in range(left, right, DOUBLES):
         n = min(DOUBLES, right - c)
@@ -66,7 +66,7 @@ def gradient_channels(
             load_first_doubles(sum_dout_xhat, c, n, 0.0),
             counts,
         )
-        for j in range(6):
+        for j in range(4):
             store_first(coefficients[j], c - left, n, values[j])
 
 
@@ -136,16 +136,9 @@ def gradient(
     count: float,
     coefficients: Array,
 ) -> None:
-    """``coefficients``, (6, C), of ``gradient1``."""
+    """``coefficients``, (4, C), of ``gradient1``."""
     x = data(coefficients)
-    values = (
-        x,
-        offset(x, mean.size),
-        offset(x, 2 * mean.size),
-        offset(x, 3 * mean.size),
-        offset(x, 4 * mean.size),
-        offset(x, 5 * mean.size),
-    )
+    values = x, offset(x, mean.size), offset(x, 2 * mean.size), offset(x, 3 * mean.size)
     statistics = data(mean), data(inv_std), data(gamma), data(sum_dout), data(sum_dout_xhat)
     gradient_channels(
         x, 0, mean.size, statistics[0], statistics[1], statistics[2], statistics[3], statistics[4], count, values

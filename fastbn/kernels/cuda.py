@@ -158,7 +158,7 @@ def kernels(module: ModuleType, dtype: Any, width: int, aligned: bool) -> Simple
         "WIDTH": width,
         "CHUNK": LOADS * width,
         "SHARED": THREADS * width,
-        "COEFFICIENTS": 6 * width,
+        "COEFFICIENTS": 4 * width,
         **cuda_warps.instructions(dtype, width, aligned),
     }
 

@@ -79,9 +79,8 @@ def over_rows(values: Array, shared: Array, lanes: int) -> None:
 
 def gradient_value(dout: Any, x: Any, coefficients: Array, j: int) -> Any:
     """``grad_input1`` with the coefficients of a column."""
-    i = 6 * j
-    a, b, c = coefficients[i], coefficients[i + 1], coefficients[i + 2]
-    return grad_input1(dout, x, a, b, c, coefficients[i + 3], coefficients[i + 4], coefficients[i + 5])
+    i = 4 * j
+    return grad_input1(dout, x, coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3])
 
 
 def sum_columns(x: Address, shape: Shape, cuts: Shape, block: int, partials: Address) -> None:
@@ -224,8 +223,8 @@ def gradient_columns(
     for j in range(WIDTH):
         c = channel_of(shape, column + j)
         made = gradient(x, c, mean, inv_std, gamma, given(sum_dout, c, 0.0), given(sum_dout_xhat, c, 0.0), count)
-        for k in range(6):
-            coefficients[6 * j + k] = made[k]
+        for k in range(4):
+            coefficients[4 * j + k] = made[k]
     while row + (LOADS - 1) * step < last:
         for k in range(LOADS):
             load(dout, (row + k * step) * columns + column, douts, k * WIDTH)

@@ -147,12 +147,12 @@ def gradient_plane(
     c: int,
     segment: int,
     segments: int,
-    coefficients: tuple[Any, Any, Any, Any, Any, Any],
+    coefficients: tuple[Any, Any, Any, Any],
 ) -> None:
     """Write a segment of dx."""
     douts = cuda.local.array(CHUNK, DTYPE)
     values = cuda.local.array(CHUNK, DTYPE)
-    center, unit, shift, scale, slope, base = coefficients
+    center, slope, base, scale = coefficients
     i, last, place, offset, walk = begin(shape, c, segment, segments)
     step = cuda.blockDim.x
     while i + (LOADS - 1) * step < last:
@@ -164,7 +164,7 @@ def gradient_plane(
         place, offset = begun
         for k in range(LOADS):
             for j in range(k * WIDTH, (k + 1) * WIDTH):
-                douts[j] = grad_input1(douts[j], values[j], center, unit, shift, scale, slope, base)
+                douts[j] = grad_input1(douts[j], values[j], center, slope, base, scale)
             store(dx, offset, douts, k * WIDTH)
             place, offset = advance(place, offset, walk)
         i += LOADS * step
@@ -172,7 +172,7 @@ def gradient_plane(
         load(dout, offset, douts, 0)
         load(x, offset, values, 0)
         for j in range(WIDTH):
-            douts[j] = grad_input1(douts[j], values[j], center, unit, shift, scale, slope, base)
+            douts[j] = grad_input1(douts[j], values[j], center, slope, base, scale)
         store(dx, offset, douts, 0)
         place, offset = advance(place, offset, walk)
         i += step

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from fastbn._typing import Address, Coefficients3, Coefficients6, Moments3, Scalar
+from fastbn._typing import Address, Coefficients3, Coefficients4, Moments3, Scalar
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import if_zero, not_negative, root, rounded
 
@@ -92,20 +92,19 @@ def gradient1(
     sum_dout: Scalar,
     sum_dout_xhat: Scalar,
     count: Scalar,
-) -> Coefficients6:
-    """``center, unit, shift, scale, slope, offset`` of ``grad_input1``.
+) -> Coefficients4:
+    """``center, slope, offset, scale`` such that ``dx = (dout - ((x - center) * slope + offset)) * scale``.
 
     Ioffe and Szegedy 2015, section 3, collected: ``dx = gamma * inv_std * (dout - sum(dout) / m - x_hat *
-    sum(dout * x_hat) / m)``. ``x_hat`` is formed first: multiplied out, its coefficient holds ``inv_std**2``, which
-    leaves float32's range for data of deviation 1e20.
+    sum(dout * x_hat) / m)``; ``center`` is that of ``affine1``. ``scale`` comes last: multiplied out, ``slope`` would
+    hold ``inv_std**2``, which leaves float32's range for data of deviation 1e20. With ``x_hat`` formed first there are
+    six coefficients, and dx of rows in order took 1.05 to 1.1 times as long.
     """
-    scale = gamma * inv_std
     center = rounded(x, mean)
     lost = mean - center
-    shift = if_zero(lost, lost, (center - mean) * inv_std)
-    slope = scale * (sum_dout_xhat / count)
-    offset = scale * (sum_dout / count)
-    return center, inv_std, shift, scale, slope, offset
+    mean_product = sum_dout_xhat / count
+    shift = if_zero(lost, lost, lost * inv_std * mean_product)
+    return center, inv_std * mean_product, sum_dout / count - shift, gamma * inv_std
 
 
 @elementwise
@@ -113,12 +112,9 @@ def grad_input1(
     dout: Scalar,
     x: Scalar,
     center: Scalar,
-    unit: Scalar,
-    shift: Scalar,
-    scale: Scalar,
     slope: Scalar,
     offset: Scalar,
+    scale: Scalar,
 ) -> Scalar:
     """One value of ``dx``; the arguments after ``x`` are those of ``gradient1``."""
-    x_hat = (x - center) * unit + shift
-    return scale * dout - (slope * x_hat + offset)
+    return (dout - ((x - center) * slope + offset)) * scale

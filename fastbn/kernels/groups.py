@@ -6,7 +6,7 @@ group, ``start`` and ``stop`` the samples. The last samples come first: the sums
 
 from __future__ import annotations
 
-from fastbn._typing import Address, Address3, Address6, Shape3
+from fastbn._typing import Address, Address3, Address4, Shape3
 from fastbn.kernels.addresses import read
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
@@ -86,17 +86,17 @@ def gradient_run(
     inner: int,
     following: int,
     later: bool,
-    values: Address6,
+    values: Address4,
     streaming: bool,
 ) -> None:
     """As ``normalize_run``; ``values`` as of ``gradient1``."""
     step = width(x)
-    v0, v1, v2, v3, v4, v5 = values
-    a, b, c = spread(x, read(v0, 0)), spread(x, read(v1, 0)), spread(x, read(v2, 0))
-    d, e, f = spread(x, read(v3, 0)), spread(x, read(v4, 0)), spread(x, read(v5, 0))
+    v0, v1, v2, v3 = values
+    a, b = spread(x, read(v0, 0)), spread(x, read(v1, 0))
+    c, d = spread(x, read(v2, 0)), spread(x, read(v3, 0))
     i = aligned(dx, start)
     n = i - start
-    store_first(dx, start, n, grad_input1(load_first(dout, start, n), load_first(x, start, n), a, b, c, d, e, f))
+    store_first(dx, start, n, grad_input1(load_first(dout, start, n), load_first(x, start, n), a, b, c, d))
     for channel in range(1, count + 1):
         end = start + channel * inner
         while i + step <= end:
@@ -104,20 +104,19 @@ def gradient_run(
             ask(x, following + i - start, later)
             if not (streaming or later):
                 prefetch_to_write(dx, following + i - start)
-            put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d, e, f), streaming)
+            put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d), streaming)
             i += step
         n = end - i
         if channel == count:
-            store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d, e, f))
+            store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d))
             return
         ask(dout, following + i - start, later)
         ask(x, following + i - start, later)
-        a0, b0, c0, d0, e0, f0 = a, b, c, d, e, f
-        a, b, c = spread(x, read(v0, channel)), spread(x, read(v1, channel)), spread(x, read(v2, channel))
-        d, e, f = spread(x, read(v3, channel)), spread(x, read(v4, channel)), spread(x, read(v5, channel))
-        a0, b0, c0 = blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)
-        d0, e0, f0 = blend(n, d0, d), blend(n, e0, e), blend(n, f0, f)
-        put(dx, i, grad_input1(load(dout, i), load(x, i), a0, b0, c0, d0, e0, f0), streaming)
+        a0, b0, c0, d0 = a, b, c, d
+        a, b = spread(x, read(v0, channel)), spread(x, read(v1, channel))
+        c, d = spread(x, read(v2, channel)), spread(x, read(v3, channel))
+        a0, b0, c0, d0 = blend(n, a0, a), blend(n, b0, b), blend(n, c0, c), blend(n, d0, d)
+        put(dx, i, grad_input1(load(dout, i), load(x, i), a0, b0, c0, d0), streaming)
         i += step
 
 
@@ -181,7 +180,7 @@ def gradient_group(
     pieces: int,
     ahead: int,
     later: bool,
-    values: Address6,
+    values: Address4,
     streaming: bool,
 ) -> None:
     """Write piece ``k`` of ``pieces`` of each row of dx, as ``normalize_group``."""

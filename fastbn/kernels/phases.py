@@ -59,16 +59,9 @@ def _backward(
     """``backward_sums``, then ``backward_input``."""
     channels = mean.size
     _statistics(dout, x, cut[0], mean, inv_std, cut[1], sum_dout, sum_dout_xhat)
-    coefficients = np.empty((6, channels), x.dtype)
+    coefficients = np.empty((4, channels), x.dtype)
     first = data(coefficients)
-    values = (
-        first,
-        offset(first, channels),
-        offset(first, 2 * channels),
-        offset(first, 3 * channels),
-        offset(first, 4 * channels),
-        offset(first, 5 * channels),
-    )
+    values = first, offset(first, channels), offset(first, 2 * channels), offset(first, 3 * channels)
     gradient_channels(
         data(x),
         0,
