@@ -17,7 +17,8 @@ from bench.cases import Array, aligned
 from bench.timing import alternate
 from fastbn.kernels.addresses import data
 from fastbn.kernels.jit import inner, kernel
-from fastbn.kernels.lanes import load, spread, width
+from fastbn.kernels.lanes import spread
+from fastbn.kernels.loads import load, width
 from fastbn.kernels.stores import put
 
 LIMITS = {"copy": 2, "copy, streaming": 2, "read": 1, "write": 1, "write, streaming": 1}

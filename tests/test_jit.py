@@ -19,7 +19,17 @@ import pytest
 from numba import types
 
 import fastbn
-from fastbn.kernels import channels_first, channels_last, chunks, columns, groups, jit, lanes, rows
+from fastbn.kernels import (
+    channels_first,
+    channels_last,
+    chunk_gradients,
+    chunk_outputs,
+    columns,
+    groups,
+    jit,
+    registers,
+    rows,
+)
 from tests.data_for_tests import same_bits, tensor
 
 KERNELS = [
@@ -85,10 +95,10 @@ LOOPS = {
     groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, B, FOUR, B),
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
-    chunks._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),
-    chunks._normalize_in_order: (P32, P32, INT, INT, INT, INT, INT, THREE, B),
-    chunks._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, FOUR, B, B),
-    chunks._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, INT, FOUR, B),
+    chunk_outputs._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),
+    chunk_outputs._normalize_in_order: (P32, P32, INT, INT, INT, INT, INT, THREE, B),
+    chunk_gradients._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, FOUR, B, B),
+    chunk_gradients._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, INT, FOUR, B),
 }
 
 
@@ -104,7 +114,7 @@ def test_inner_loops(loop):
     assert "NRT" not in body
     if "streaming" in loop.py_func.__code__.co_varnames and platform.machine() == "x86_64":
         assert re.search(r"movntp[sd]", body), "no streaming store"
-    if lanes.HALVES and loop is columns._add_squares:
+    if registers.HALVES and loop is columns._add_squares:
         assert "vfmadd" in body
         assert "zmm" not in body, "registers of 64 bytes"
         assert "vaddpd" not in body, "added by the adders"
@@ -141,7 +151,7 @@ for shape in ((9, 20, 7, 7), (40, 20), (30, 64), (9, 20, 3, 3), (6, 20, 33, 33))
         digest.update(np.ascontiguousarray(each))
 """
 HERE = llvmlite.binding.get_host_cpu_features()
-PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flatten())] * (not lanes.HALVES)
+PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flatten())] * (not registers.HALVES)
 
 
 @pytest.mark.large
@@ -149,7 +159,7 @@ PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flat
 @pytest.mark.parametrize(("cpu", "features"), PROCESSORS, ids=lambda each: each[:10])
 def test_processors_with_other_registers(cpu, features):
     """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, by multiplying and adding: the same bits."""
-    code = f"{SUMS}\nfrom fastbn.kernels import lanes\nprint(lanes.HALVES, digest.hexdigest())"
+    code = f"{SUMS}\nfrom fastbn.kernels import registers\nprint(registers.HALVES, digest.hexdigest())"
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)

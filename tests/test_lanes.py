@@ -8,13 +8,8 @@ import pytest
 
 from fastbn.kernels.addresses import data, offset, read, stack, write
 from fastbn.kernels.formulas import affine1
-from fastbn.kernels.lanes import (
-    DOUBLES,
-    WIDE,
-    WIDE_DOUBLES,
-    WIDEST_DOUBLES,
-    blend,
-    if_zero,
+from fastbn.kernels.lanes import blend, if_zero, not_negative, root, spread, spread_doubles, sum_of
+from fastbn.kernels.loads import (
     load,
     load_doubles,
     load_first,
@@ -22,15 +17,10 @@ from fastbn.kernels.lanes import (
     load_wide,
     load_wide_doubles,
     load_widest_doubles,
-    not_negative,
-    root,
-    spread,
-    spread_doubles,
-    store,
-    store_first,
-    sum_of,
     width,
 )
+from fastbn.kernels.registers import DOUBLES, WIDE, WIDE_DOUBLES, WIDEST_DOUBLES
+from fastbn.kernels.stores import store, store_first
 from tests.data_for_tests import same_bits
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -14,14 +14,9 @@ from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
 from fastbn.kernels.addresses import data, offset, stack
-from fastbn.kernels.chunks import (
-    SCRATCH,
-    gradient_chunk,
-    lead,
-    normalize_chunk,
-    output_chunks_of,
-    row_blocks_of,
-)
+from fastbn.kernels.chunk_gradients import gradient_chunk
+from fastbn.kernels.chunk_outputs import normalize_chunk
+from fastbn.kernels.chunks import SCRATCH, lead, output_chunks_of, row_blocks_of
 from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
 from fastbn.kernels.columns import (
     chunk_moments,

@@ -1,19 +1,20 @@
-"""The output of a chunk of columns, for ``channels_last``: rows in order, or short and wide ones side by side.
+"""How the output of ``channels_last`` is cut, and what is written side by side: rows in order, or short and wide ones.
 
-Everything is flat and given by its address; a *chunk* is that of ``columns``, of at most ``COLUMNS`` columns.
+A *chunk* is that of ``columns``, of at most ``COLUMNS`` columns. What writes one is in ``chunk_outputs`` and
+``chunk_gradients``.
 """
 
 from __future__ import annotations
 
-from fastbn._typing import Address, Address3, Address4, Matrix
-from fastbn.kernels.addresses import offset, read, write
+from fastbn._typing import Address, Matrix
+from fastbn.kernels.addresses import read, write
 from fastbn.kernels.coefficients import spread_columns
-from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
-from fastbn.kernels.lanes import BYTES, WIDE, load, load_first, load_wide, store_first, width
-from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_near, prefetch_to_write
+from fastbn.kernels.loads import width
+from fastbn.kernels.prefetch import AHEAD, prefetch_near
+from fastbn.kernels.registers import BYTES, WIDE
 from fastbn.kernels.shares import even
-from fastbn.kernels.stores import aligned, drain, put
+from fastbn.kernels.stores import aligned
 
 COLUMNS = 2048  # the most columns of a chunk
 SCRATCH = COLUMNS + 2 * (BYTES // 4)  # room for the coefficients of columns
@@ -63,7 +64,7 @@ def lead(out: Address, shape: Matrix, left: int, start: int) -> int:
 
 
 @inner
-def _rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int:
+def rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int:
     """How many rows are written side by side: several short or near, or ``wide`` ones, or such as end within a line.
 
     Else they go in order, 1 or 2 at a time. Streamed ones that end within a line always do, one by one, each cut where
@@ -86,307 +87,17 @@ def _rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int
 
 
 @elementwise
-def _normalize_part(
-    x: Address, out: Address, at: int, stride: int, rows: int, i: int, n: int, values: Address3, streaming: bool
-) -> None:
-    """Columns ``i`` to ``i + n``, a register at most. A part of one is not streamed."""
-    a, b, c = load_first(values[0], i, n), load_first(values[1], i, n), load_first(values[2], i, n)
-    for k in range(at + i, at + i + rows * stride, stride):
-        if n == width(x):
-            put(out, k, normalize1(load(x, k), a, b, c), streaming)
-        else:
-            store_first(out, k, n, normalize1(load_first(x, k, n), a, b, c))
-
-
-@elementwise
-def _normalize_rows(
-    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool, wide: bool
-) -> None:
-    """``rows`` runs of ``size`` values, the first from ``x[at]`` on; ``values`` are the coefficients of the columns.
-
-    The next rows are asked for in the memory's order; ``wide`` ones not into the first-level cache, which is full.
-    """
-    step = WIDE * width(x)
-    following = at + rows * stride
-    end = following + size
-    i = 0
-    while i + step <= size:
-        a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
-        for k in range(at + i, at + i + rows * stride, stride):
-            for line in range(following, following + step, width(x)):
-                ask(x, line, wide)
-            following, end = onward(following, end, step, size, stride)
-            put(out, k, normalize1(load_wide(x, k), a, b, c), streaming)
-        i += step
-    while i < size:
-        n = min(width(x), size - i)
-        _normalize_part(x, out, at, stride, rows, i, n, values, streaming)
-        i += n
-
-
-@elementwise
-def _ask_ahead(x: Address, i: int, stride: int, size: int) -> None:
+def ask_ahead(x: Address, i: int, stride: int, size: int) -> None:
     """Ask for the wide register that is read some rows of ``size`` after ``x[i]``."""
     ahead = AHEAD if size == stride else stride
     for line in range(i + ahead, i + ahead + WIDE * width(x), width(x)):
         prefetch_near(x, line)
 
 
-@elementwise
-def _normalize_in_order(
-    x: Address, out: Address, at: int, stride: int, pairs: int, rows: int, size: int, values: Address3, streaming: bool
-) -> None:
-    """The same one row after another, as the memory likes it; before that so many ``pairs`` of rows.
-
-    A line in which a streamed row ends is written as usual, so it is asked for: every later store waits for it.
-    """
-    step = WIDE * width(x)
-    far = -(-AHEAD // stride) * stride
-    single = at + 2 * pairs * stride
-    for k in range(at, single, 2 * stride):
-        i = 0
-        while i + step <= size:
-            j = k + i
-            _ask_ahead(x, j, stride, size)
-            _ask_ahead(x, j + stride, stride, size)
-            a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
-            put(out, j, normalize1(load_wide(x, j), a, b, c), streaming)
-            put(out, j + stride, normalize1(load_wide(x, j + stride), a, b, c), streaming)
-            i += step
-        while i < size:
-            n = min(width(x), size - i)
-            _normalize_part(x, out, k, stride, 2, i, n, values, streaming)
-            i += n
-    for k in range(single, single + rows * stride, stride):
-        i = min(aligned(out, k) - k, size) if streaming else 0
-        if i > 0:
-            prefetch_to_write(out, k + far)
-            _normalize_part(x, out, k, stride, 1, 0, i, values, False)
-        while i + step <= size:
-            _ask_ahead(x, k + i, stride, size)
-            a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
-            put(out, k + i, normalize1(load_wide(x, k + i), a, b, c), streaming)
-            i += step
-        while i < size:
-            n = min(width(x), size - i)
-            _normalize_part(x, out, k, stride, 1, i, n, values, streaming)
-            i += n
-
-
 @inner
-def _spread(values: Address, channels: int, inner: int, tile: int, more: int) -> None:
+def spread_all(values: Address, channels: int, inner: int, tile: int, more: int) -> None:
     """Coefficients of channels become those of columns, of all and then once more of the first."""
     spread_columns(values, channels, inner, tile)
     size = channels * inner * tile
     for i in range(size, size + more):
         write(values, i, read(values, i - size))
-
-
-@inner
-def normalize_chunk(
-    x: Address,
-    out: Address,
-    shape: Matrix,
-    left: int,
-    right: int,
-    start: int,
-    stop: int,
-    values: Address3,
-    streaming: bool,
-) -> None:
-    """Normalise the rows ``start`` to ``stop`` of the channels ``left`` to ``right``.
-
-    ``values`` are the coefficients of the channels, in ``SCRATCH`` and ``lead`` into it. First rows first, and the next
-    ones asked for: from the last to the first, one core ran at 0.65 of a copy instead of 0.82. Rows that follow one
-    another in memory are cut where registers are aligned, not where they begin: a store across two lines takes twice as
-    long, and NumPy's memory begins 16 bytes after a line.
-    """
-    _, tile, channels, inner = shape
-    stride = tile * channels * inner
-    first = left * inner * tile
-    size = (right - left) * inner * tile
-    at = start * stride + first
-    head = min(aligned(out, at) - at, size)
-    whole = size == stride
-    for j in range(3):
-        _spread(values[j], right - left, inner, tile, head if whole else 0)
-    _normalize_part(x, out, at, stride, 1 if whole else stop - start, 0, head, values, False)
-    shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
-    at += head
-    rows = stop - start - 1
-    last = at + rows * stride
-    wide = 3 * size > KEPT * width(x)
-    step = _rows_at_once(x, shape, wide, streaming)
-    run = size if whole else size - head
-    if step <= 2:
-        pairs = rows // 2 if step == 2 else 0
-        _normalize_in_order(x, out, at, stride, pairs, rows - 2 * pairs, run, shifted, streaming)
-        _normalize_in_order(x, out, last, stride, 0, 1, size - head, shifted, streaming)
-    else:
-        for k in range(at, last, step * stride):
-            _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming, wide)
-    if streaming:
-        drain()
-
-
-@elementwise
-def _gradient_part(
-    dout: Address,
-    x: Address,
-    dx: Address,
-    at: int,
-    stride: int,
-    rows: int,
-    i: int,
-    n: int,
-    values: Address4,
-    streaming: bool,
-) -> None:
-    """As ``_normalize_part``."""
-    a, b = load_first(values[0], i, n), load_first(values[1], i, n)
-    c, d = load_first(values[2], i, n), load_first(values[3], i, n)
-    for k in range(at + i, at + i + rows * stride, stride):
-        if n == width(x):
-            put(dx, k, grad_input1(load(dout, k), load(x, k), a, b, c, d), streaming)
-        else:
-            store_first(dx, k, n, grad_input1(load_first(dout, k, n), load_first(x, k, n), a, b, c, d))
-
-
-@elementwise
-def _gradient_rows(
-    dout: Address,
-    x: Address,
-    dx: Address,
-    at: int,
-    stride: int,
-    rows: int,
-    size: int,
-    values: Address4,
-    streaming: bool,
-    wide: bool,
-) -> None:
-    """As ``_normalize_rows``."""
-    step = WIDE * width(x)
-    following = at + rows * stride
-    end = following + size
-    i = 0
-    while i + step <= size:
-        a, b = load_wide(values[0], i), load_wide(values[1], i)
-        c, d = load_wide(values[2], i), load_wide(values[3], i)
-        for k in range(at + i, at + i + rows * stride, stride):
-            for line in range(following, following + step, width(x)):
-                ask(dout, line, wide)
-                ask(x, line, wide)
-            following, end = onward(following, end, step, size, stride)
-            put(dx, k, grad_input1(load_wide(dout, k), load_wide(x, k), a, b, c, d), streaming)
-        i += step
-    while i < size:
-        n = min(width(x), size - i)
-        _gradient_part(dout, x, dx, at, stride, rows, i, n, values, streaming)
-        i += n
-
-
-@elementwise
-def _gradient_in_order(
-    dout: Address,
-    x: Address,
-    dx: Address,
-    at: int,
-    stride: int,
-    pairs: int,
-    rows: int,
-    size: int,
-    values: Address4,
-    streaming: bool,
-) -> None:
-    """As ``_normalize_in_order``."""
-    step = WIDE * width(x)
-    far = -(-AHEAD // stride) * stride
-    single = at + 2 * pairs * stride
-    for k in range(at, single, 2 * stride):
-        i = 0
-        while i + step <= size:
-            j = k + i
-            _ask_ahead(dout, j, stride, size)
-            _ask_ahead(x, j, stride, size)
-            _ask_ahead(dout, j + stride, stride, size)
-            _ask_ahead(x, j + stride, stride, size)
-            a, b = load_wide(values[0], i), load_wide(values[1], i)
-            c, d = load_wide(values[2], i), load_wide(values[3], i)
-            put(dx, j, grad_input1(load_wide(dout, j), load_wide(x, j), a, b, c, d), streaming)
-            put(
-                dx,
-                j + stride,
-                grad_input1(load_wide(dout, j + stride), load_wide(x, j + stride), a, b, c, d),
-                streaming,
-            )
-            i += step
-        while i < size:
-            n = min(width(x), size - i)
-            _gradient_part(dout, x, dx, k, stride, 2, i, n, values, streaming)
-            i += n
-    for k in range(single, single + rows * stride, stride):
-        i = min(aligned(dx, k) - k, size) if streaming else 0
-        if i > 0:
-            prefetch_to_write(dx, k + far)
-            _gradient_part(dout, x, dx, k, stride, 1, 0, i, values, False)
-        while i + step <= size:
-            _ask_ahead(dout, k + i, stride, size)
-            _ask_ahead(x, k + i, stride, size)
-            a, b = load_wide(values[0], i), load_wide(values[1], i)
-            c, d = load_wide(values[2], i), load_wide(values[3], i)
-            put(dx, k + i, grad_input1(load_wide(dout, k + i), load_wide(x, k + i), a, b, c, d), streaming)
-            i += step
-        while i < size:
-            n = min(width(x), size - i)
-            _gradient_part(dout, x, dx, k, stride, 1, i, n, values, streaming)
-            i += n
-
-
-@inner
-def gradient_chunk(
-    dout: Address,
-    x: Address,
-    dx: Address,
-    shape: Matrix,
-    left: int,
-    right: int,
-    start: int,
-    stop: int,
-    values: Address4,
-    streaming: bool,
-) -> None:
-    """Write dx for rows and channels as ``normalize_chunk`` does."""
-    _, tile, channels, inner = shape
-    stride = tile * channels * inner
-    first = left * inner * tile
-    size = (right - left) * inner * tile
-    at = start * stride + first
-    head = min(aligned(dx, at) - at, size)
-    whole = size == stride
-    for j in range(4):
-        _spread(values[j], right - left, inner, tile, head if whole else 0)
-    _gradient_part(dout, x, dx, at, stride, 1 if whole else stop - start, 0, head, values, False)
-    shifted = (
-        offset(values[0], head),
-        offset(values[1], head),
-        offset(values[2], head),
-        offset(values[3], head),
-    )
-    at += head
-    rows = stop - start - 1
-    last = at + rows * stride
-    wide = 4 * size > KEPT * width(x)
-    step = _rows_at_once(x, shape, wide, streaming)
-    run = size if whole else size - head
-    if step <= 2:
-        pairs = rows // 2 if step == 2 else 0
-        _gradient_in_order(dout, x, dx, at, stride, pairs, rows - 2 * pairs, run, shifted, streaming)
-        _gradient_in_order(dout, x, dx, last, stride, 0, 1, size - head, shifted, streaming)
-    else:
-        for k in range(at, last, step * stride):
-            _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming, wide)
-    if streaming:
-        drain()

@@ -12,7 +12,10 @@ from fastbn._typing import Address, Address3, Address4, Array, Float64Array
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import inner, small
-from fastbn.kernels.lanes import DOUBLES, load_first_doubles, spread_doubles, store_first
+from fastbn.kernels.lanes import spread_doubles
+from fastbn.kernels.loads import load_first_doubles
+from fastbn.kernels.registers import DOUBLES
+from fastbn.kernels.stores import store_first
 
 
 @inner

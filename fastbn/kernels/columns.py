@@ -13,22 +13,11 @@ from fastbn.kernels.addresses import read, stack, write
 from fastbn.kernels.coefficients import copy, spread_columns
 from fastbn.kernels.formulas import block_moments1, mean_var1, pivot1
 from fastbn.kernels.jit import elementwise, inlined, inner, shared, with_globals
-from fastbn.kernels.lanes import (
-    DOUBLES,
-    WIDE_DOUBLES,
-    WIDEST_DOUBLES,
-    if_zero,
-    load_doubles,
-    load_first_doubles,
-    load_wide_doubles,
-    load_widest_doubles,
-    plus,
-    spread_doubles,
-    store,
-    store_first,
-    width,
-)
+from fastbn.kernels.lanes import if_zero, plus, spread_doubles
+from fastbn.kernels.loads import load_doubles, load_first_doubles, load_wide_doubles, load_widest_doubles, width
 from fastbn.kernels.prefetch import AHEAD, onward, prefetch_near
+from fastbn.kernels.registers import DOUBLES, WIDE_DOUBLES, WIDEST_DOUBLES
+from fastbn.kernels.stores import store, store_first
 
 CHUNK = 2048  # the most columns whose sums a task keeps at hand: 48 kB
 NEAR_CHUNK = 512  # and of tensors that the caches keep

@@ -10,11 +10,13 @@ from fastbn._typing import Address, Address3, Address4, Shape3
 from fastbn.kernels.addresses import read
 from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
-from fastbn.kernels.lanes import BYTES, blend, load, load_first, spread, store_first, width
+from fastbn.kernels.lanes import blend, spread
+from fastbn.kernels.loads import load, load_first, width
 from fastbn.kernels.prefetch import ask, prefetch_to_write
+from fastbn.kernels.registers import BYTES
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.shares import equal
-from fastbn.kernels.stores import aligned, drain, put
+from fastbn.kernels.stores import aligned, drain, put, store_first
 
 RUN = 16384  # values of a task where there is one pass only; a run is no longer than that
 NARROW = BYTES // 4  # the fewest values of a channel in a run: a register holds two channels at the most

@@ -3,7 +3,7 @@
 A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
 started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
 these decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
-their own text (see ``lanes``), and NaN and infinity stay exact.
+their own text (see ``registers``), and NaN and infinity stay exact.
 
 ``inner``        nothing: IEEE rounding, operation by operation. Coefficients, merges, what looks at arguments.
 ``shared``       the same, for what Python calls, too, as it is; the others are for kernels alone.

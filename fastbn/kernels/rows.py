@@ -14,9 +14,12 @@ from fastbn._typing import Address, Scalar, Shape3
 from fastbn.kernels.addresses import offset, read, stack, write
 from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
 from fastbn.kernels.jit import inlined, inner, shared
-from fastbn.kernels.lanes import DOUBLES, load_doubles, load_first_doubles, plus, spread_doubles, store, sum_of, width
+from fastbn.kernels.lanes import plus, spread_doubles, sum_of
+from fastbn.kernels.loads import load_doubles, load_first_doubles, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
+from fastbn.kernels.registers import DOUBLES
 from fastbn.kernels.shares import even_or_more
+from fastbn.kernels.stores import store
 
 PARALLEL = 3 << 14  # values of a tensor from which groups are shared out among threads: forward of 1x928x8x8 16.4 to
 # 12.3 us, backward 17.0 to 11.9; forward of 1x48x28x28, 38,000 values, 6.3 to 8.1

@@ -8,7 +8,10 @@ from fastbn._typing import Address, Float64Array, Matrix
 from fastbn.kernels.addresses import data
 from fastbn.kernels.columns import means_vars
 from fastbn.kernels.jit import inner
-from fastbn.kernels.lanes import WIDE_DOUBLES, load_wide_doubles, spread_wide_doubles, store_first
+from fastbn.kernels.lanes import spread_wide_doubles
+from fastbn.kernels.loads import load_wide_doubles
+from fastbn.kernels.registers import WIDE_DOUBLES
+from fastbn.kernels.stores import store_first
 
 
 @inner

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.addresses import data, offset, stack
-from fastbn.kernels.chunks import SCRATCH, lead, normalize_chunk
+from fastbn.kernels.chunk_outputs import normalize_chunk
+from fastbn.kernels.chunks import SCRATCH, lead
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
 from fastbn.kernels.groups import NARROW, normalize_group
 from fastbn.kernels.jit import small
