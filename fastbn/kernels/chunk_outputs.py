@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastbn._typing import Address, Address3, Matrix
 from fastbn.kernels.addresses import offset
-from fastbn.kernels.chunks import KEPT, ask_ahead, rows_at_once, spread_all
+from fastbn.kernels.chunks import KEPT, PAIRED, ask_ahead, rows_at_once, spread_all
 from fastbn.kernels.formulas import normalize1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.loads import load, load_first, load_wide, width
@@ -130,7 +130,7 @@ def normalize_chunk(
     step = rows_at_once(x, shape, wide, streaming)
     run = size if whole else size - head
     if step <= 2:
-        pairs = rows // 2 if step == 2 else 0
+        pairs = rows // 2 if step == 2 and stride <= PAIRED * width(x) else 0
         _normalize_in_order(x, out, at, stride, pairs, rows - 2 * pairs, run, shifted, streaming)
         _normalize_in_order(x, out, last, stride, 0, 1, size - head, shifted, streaming)
     else:

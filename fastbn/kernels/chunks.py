@@ -24,11 +24,13 @@ LONG = 8  # cache lines from which rows are written one after another, if they a
 LARGE = 1 << 21  # or if there are so many values: 12544x251 1083 to 850 us (gradient), but 784x251 29 to 41. Fewer go
 # two at a time: on a Zen 4 inference of 0.3 to 6 MB took 0.88 to 0.95 of the time, forward 0.93 to 1.0, backward 0.92
 # to 0.99; of 13 to 103 MB 1.0 to 1.2 times as long. Not in a loop over two rows, as for more: 1.05 to 1.15 times.
+PAIRED = 40  # the most cache lines of such rows in a forward or in inference: of 900 to 1024 columns, nearly a page
+# apart, forward of 225 rows took 1.05 to 1.14 times as long two at a time, but dx 0.92 to 0.95
 NEAR, LONG_NEAR = 1 << 18, 16  # and the lines where there are fewer values than these: a second-level cache keeps them.
 # On a Zen 4, 28x28x128 took 0.83 to 0.96 of the time so; rows of 256 columns 0.9 to 1.0 in order, two at a time.
 KEPT = 320  # the most cache lines of their coefficients, 20 kB, that a first-level cache of 32 kB keeps meanwhile. Four
 # wider rows at once, in turns on two cores of a Zen 4: inference of 512x2048 143 to 93 us, of 1568x2048 438 to 321, dx
-# of 2048 and of 1024 columns 0.8 to 1.0 of the time. Eight, or with lines of dx asked for: 1.0 to 1.5 times as long as
+# of 2048 columns 0.8 to 1.0 of the time. Eight, or with lines of dx asked for: 1.0 to 1.5 times as long as
 # four; all rows of one half and then of the other gained nothing.
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
