@@ -30,6 +30,11 @@ PROCESSES = {
     ),
     "forward, cold": (f"{MAKE}import fastbn; {FORWARD}", False),
     "forward + backward, cold": (f"{MAKE}import fastbn; {FORWARD}fastbn.backward(x, cache)", False),
+    "forward + backward, channels last, cold": (
+        f"{MAKE}import fastbn; x = x.transpose(0, 2, 3, 1).copy(); out, cache = fastbn.forward(x, axis=-1); "
+        "fastbn.backward(x, cache)",
+        False,
+    ),
     "import torch": ("import torch", True),
     "PyTorch, forward": (f"{MAKE}import torch; torch.nn.BatchNorm2d(64)(torch.from_numpy(x))", True),
 }

@@ -24,9 +24,9 @@ from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import inner, small
 
 # Compiled code can call functions, but not reach for their attributes.
-_first_normalize, _last_normalize = channels_first.normalize.serial, channels_last.normalize.serial
-_first_forward, _last_forward = channels_first.forward.serial, channels_last.forward.serial
-_first_backward, _last_backward = channels_first.backward.serial, channels_last.backward.serial
+_first_normalize, _last_normalize = (each.normalize.linked["serial"] for each in (channels_first, channels_last))
+_first_forward, _last_forward = (each.forward.linked["serial"] for each in (channels_first, channels_last))
+_first_backward, _last_backward = (each.backward.linked["serial"] for each in (channels_first, channels_last))
 
 _STREAM = 3_000_000  # values of a tensor from which streaming stores win on one thread (see ``_dispatch.STREAM``)
 

@@ -96,9 +96,11 @@ LOOPS = {
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
     chunk_outputs._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),
-    chunk_outputs._normalize_in_order: (P32, P32, INT, INT, INT, INT, INT, THREE, B),
+    chunk_outputs._normalize_pairs: (P32, P32, INT, INT, INT, INT, THREE, B),
+    chunk_outputs._normalize_in_order: (P32, P32, INT, INT, INT, INT, THREE, B),
     chunk_gradients._gradient_rows: (P32, P32, P32, INT, INT, INT, INT, FOUR, B, B),
-    chunk_gradients._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, INT, FOUR, B),
+    chunk_gradients._gradient_pairs: (P32, P32, P32, INT, INT, INT, INT, FOUR, B),
+    chunk_gradients._gradient_in_order: (P32, P32, P32, INT, INT, INT, INT, FOUR, B),
 }
 
 
@@ -108,6 +110,8 @@ LOOPS = {
 def test_inner_loops(loop):
     """Read the machine code: packed arithmetic, nothing that counts references, streaming stores for results."""
     loop.compile(LOOPS[loop])
+    compiled = loop.overloads[LOOPS[loop]]
+    assert compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name)  # else it is as it was written
     body = loop.inspect_asm(LOOPS[loop])
     packed = re.findall(r"v?(?:fmadd|fmsub|fnmadd|mul|add|sub)\w*p[sd]\b|fml[as]\s+v\d+\.\d", body)
     assert len(packed) >= 4, "no packed arithmetic"
@@ -121,20 +125,29 @@ def test_inner_loops(loop):
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="its compiled code")
-def test_what_kernels_call_is_machine_code_in_them_alone():
-    """Numba would make it of each function, too: a fifth of the time that a first call takes."""
-
-    def compiled(function, types):
-        function.compile(types)
-        result = function.overloads[types]
-        return result.library.codegen._engine.is_symbol_defined(result.fndesc.mangled_name)
-
-    assert not compiled(rows._add_squares, LOOPS[rows._add_squares])
-    floats = numba.float32[::1]
-    assert compiled(
-        channels_last.normalize.serial,
-        (floats, numba.types.UniTuple(numba.int64, 4), numba.float32[:, ::1], floats, numba.boolean),
-    )
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_kernels_call_is_machine_code_in_them_alone(tmp_path, threads):
+    """Numba would make it of each function, too, of every prange and its wrappers: half of the time of a first call."""
+    code = f"""
+import sys, numba, numpy as np, fastbn
+from numba.core.codegen import JITCodeLibrary
+numba.set_num_threads({threads})
+finish = JITCodeLibrary._finalize_specific
+JITCodeLibrary._finalize_specific = lambda library: (print(library.name), finish(library))[1]
+x = np.ones((70_000, 32), np.float32)
+_, cache = fastbn.forward(x)
+fastbn.backward(x, cache)
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
+    made = run.stdout.split()
+    twin = "parallel" if threads > 1 else "serial"
+    kernels = {f"_{each}_cut_channels_last_{twin}" for each in ("forward", "backward")}
+    assert kernels <= set(made)
+    inside = (*vars(channels_last), *vars(columns), *vars(chunk_outputs), *vars(chunk_gradients))
+    shared = {"chunks_of", "_size"}  # with Python
+    assert not [name for name in made if "gufunc" in name or name in {*inside} - shared or name.endswith("_linked")]
 
 
 SUMS = """

@@ -386,7 +386,7 @@ def _entries(function: Callable[..., bool], kernel: str, *, cut: bool = False) -
         for module, kernel_shape, narrow in layouts:
             name = f"{function.__name__}{'_cut' * cut}_{module.__name__.rpartition('.')[2]}_{twin}"
             values = {
-                "_kernel": phases(module, kernel, twin) if cut else getattr(getattr(module, kernel), twin),
+                "_kernel": phases(module, kernel, twin) if cut else getattr(module, kernel).linked[twin],
                 "_kernel_shape": kernel_shape,
                 "_narrow": narrow,
             }

@@ -71,23 +71,20 @@ def _gradient_rows(
 
 
 @elementwise
-def _gradient_in_order(
+def _gradient_pairs(
     dout: Address,
     x: Address,
     dx: Address,
     at: int,
     stride: int,
     pairs: int,
-    rows: int,
     size: int,
     values: Address4,
     streaming: bool,
 ) -> None:
-    """As ``chunk_outputs._normalize_in_order``."""
+    """As ``chunk_outputs._normalize_pairs``."""
     step = WIDE * width(x)
-    far = -(-AHEAD // stride) * stride
-    single = at + 2 * pairs * stride
-    for k in range(at, single, 2 * stride):
+    for k in range(at, at + 2 * pairs * stride, 2 * stride):
         i = 0
         while i + step <= size:
             j = k + i
@@ -98,18 +95,31 @@ def _gradient_in_order(
             a, b = load_wide(values[0], i), load_wide(values[1], i)
             c, d = load_wide(values[2], i), load_wide(values[3], i)
             put(dx, j, grad_input1(load_wide(dout, j), load_wide(x, j), a, b, c, d), streaming)
-            put(
-                dx,
-                j + stride,
-                grad_input1(load_wide(dout, j + stride), load_wide(x, j + stride), a, b, c, d),
-                streaming,
-            )
+            j += stride
+            put(dx, j, grad_input1(load_wide(dout, j), load_wide(x, j), a, b, c, d), streaming)
             i += step
         while i < size:
             n = min(width(x), size - i)
             _gradient_part(dout, x, dx, k, stride, 2, i, n, values, streaming)
             i += n
-    for k in range(single, single + rows * stride, stride):
+
+
+@elementwise
+def _gradient_in_order(
+    dout: Address,
+    x: Address,
+    dx: Address,
+    at: int,
+    stride: int,
+    rows: int,
+    size: int,
+    values: Address4,
+    streaming: bool,
+) -> None:
+    """As ``chunk_outputs._normalize_in_order``."""
+    step = WIDE * width(x)
+    far = -(-AHEAD // stride) * stride
+    for k in range(at, at + rows * stride, stride):
         i = min(aligned(dx, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(dx, k + far)
@@ -159,17 +169,18 @@ def gradient_chunk(
     )
     at += head
     rows = stop - start - 1
-    last = at + rows * stride
+    last, one = at + rows * stride, stop - start - rows
     wide = 4 * size > KEPT * width(x)
     step = rows_at_once(x, shape, wide, streaming)
     run = size if whole else size - head
     if step <= 2:
         pairs = rows // 2 if step == 2 else 0
-        _gradient_in_order(dout, x, dx, at, stride, pairs, rows - 2 * pairs, run, shifted, streaming)
-        _gradient_in_order(dout, x, dx, last, stride, 0, 1, size - head, shifted, streaming)
+        _gradient_pairs(dout, x, dx, at, stride, pairs, run, shifted, streaming)
+        _gradient_in_order(dout, x, dx, at + 2 * pairs * stride, stride, rows - 2 * pairs, run, shifted, streaming)
+        _gradient_in_order(dout, x, dx, last, stride, one, size - head, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
             _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming, wide)
+        _gradient_rows(dout, x, dx, last, stride, one, size - head, shifted, streaming, wide)
     if streaming:
         drain()

@@ -53,17 +53,12 @@ def _normalize_rows(
 
 
 @elementwise
-def _normalize_in_order(
-    x: Address, out: Address, at: int, stride: int, pairs: int, rows: int, size: int, values: Address3, streaming: bool
+def _normalize_pairs(
+    x: Address, out: Address, at: int, stride: int, pairs: int, size: int, values: Address3, streaming: bool
 ) -> None:
-    """The same one row after another, as the memory likes it; before that so many ``pairs`` of rows.
-
-    A line in which a streamed row ends is written as usual, so it is asked for: every later store waits for it.
-    """
+    """The same for so many pairs of rows, two at a time."""
     step = WIDE * width(x)
-    far = -(-AHEAD // stride) * stride
-    single = at + 2 * pairs * stride
-    for k in range(at, single, 2 * stride):
+    for k in range(at, at + 2 * pairs * stride, 2 * stride):
         i = 0
         while i + step <= size:
             j = k + i
@@ -77,7 +72,19 @@ def _normalize_in_order(
             n = min(width(x), size - i)
             _normalize_part(x, out, k, stride, 2, i, n, values, streaming)
             i += n
-    for k in range(single, single + rows * stride, stride):
+
+
+@elementwise
+def _normalize_in_order(
+    x: Address, out: Address, at: int, stride: int, rows: int, size: int, values: Address3, streaming: bool
+) -> None:
+    """The same one row after another, as the memory likes it.
+
+    A line in which a streamed row ends is written as usual, so it is asked for: every later store waits for it.
+    """
+    step = WIDE * width(x)
+    far = -(-AHEAD // stride) * stride
+    for k in range(at, at + rows * stride, stride):
         i = min(aligned(out, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(out, k + far)
@@ -125,17 +132,18 @@ def normalize_chunk(
     shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
     at += head
     rows = stop - start - 1
-    last = at + rows * stride
+    last, one = at + rows * stride, stop - start - rows  # where a number is written, Numba compiles for that alone
     wide = 3 * size > KEPT * width(x)
     step = rows_at_once(x, shape, wide, streaming)
     run = size if whole else size - head
     if step <= 2:
         pairs = rows // 2 if step == 2 and stride <= PAIRED * width(x) else 0
-        _normalize_in_order(x, out, at, stride, pairs, rows - 2 * pairs, run, shifted, streaming)
-        _normalize_in_order(x, out, last, stride, 0, 1, size - head, shifted, streaming)
+        _normalize_pairs(x, out, at, stride, pairs, run, shifted, streaming)
+        _normalize_in_order(x, out, at + 2 * pairs * stride, stride, rows - 2 * pairs, run, shifted, streaming)
+        _normalize_in_order(x, out, last, stride, one, size - head, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
             _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming, wide)
+        _normalize_rows(x, out, last, stride, one, size - head, shifted, streaming, wide)
     if streaming:
         drain()

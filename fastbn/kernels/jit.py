@@ -31,14 +31,17 @@ from fastbn.kernels.objects import Given
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+_ENTRY: dict[str, Any] = {"error_model": "numpy", "nogil": True, "pipeline_class": linking.EntryCompiler}
+"""For what Python calls."""
+
 _INNER: dict[str, Any] = {
-    **_COMMON,
+    "error_model": "numpy",
+    "nogil": True,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
     "pipeline_class": linking.LinkedCompiler,
 }
-"""For what Python does not call: no wrappers, and no machine code but as a part of callers."""
+"""For what Python does not call: no wrappers, and neither optimised nor machine code but as a part of callers."""
 
 
 def inner(function: Callable[P, R]) -> Callable[P, R]:
@@ -133,7 +136,7 @@ def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
     """Compile what is called from Python, and keep it."""
     if numba.config.DISABLE_JIT:
         return _interpreted(function)
-    compiled = numba.njit(parallel=parallel, **_COMMON)(function)
+    compiled = numba.njit(parallel=parallel, **_ENTRY)(function)
     cache.attach(compiled)
     return cast(Callable[P, R], compiled)
 
@@ -161,7 +164,8 @@ class Entries(list[Callable[..., Any]]):
         """Compile, or load, one entry."""
         if numba.config.DISABLE_JIT:
             return
-        compiled = numba.njit(error_model="numpy")(self._cases[position][0])  # keeps the lock, to look at objects
+        options = _ENTRY | {"nogil": False}  # keeps the lock, to look at objects
+        compiled = numba.njit(**options)(self._cases[position][0])
         cache.attach(compiled)
         given = (Given(numba.from_dtype(dtype or np.dtype(np.float32))) for dtype in self._dtypes(position))
         self[position] = compiled.compile(tuple(given))
@@ -201,12 +205,16 @@ def threading_layer() -> str:
 
 
 class Kernel(Generic[P]):
-    """Two compiled functions from one body; call it with the wish for threads first, then the body's arguments."""
+    """Two compiled functions from one body; call it with the wish for threads first, then the body's arguments.
+
+    ``serial`` and ``parallel`` are for Python, ``linked``, by the same names, for what is compiled itself.
+    """
 
     def __init__(self, body: Callable[P, None]) -> None:
         self.body = body
-        self.serial = self._compile(parallel=False)
-        self.parallel = self._compile(parallel=True)
+        self.serial = _compile(self._twin("serial"), parallel=False)
+        self.parallel = _compile(self._twin("parallel"), parallel=True)
+        self.linked = {twin: self._link(twin) for twin in ("serial", "parallel")}
 
     def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the twin that is wished for, or the serial one where threads cannot be used."""
@@ -215,11 +223,16 @@ class Kernel(Generic[P]):
         else:
             self.serial(*args, **kwargs)
 
-    def _compile(self, *, parallel: bool) -> Callable[P, None]:
-        """Compile a renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
-        name = f"{self.body.__name__}_{'parallel' if parallel else 'serial'}"
-        body = with_globals(self.body, name, {"IS_PARALLEL": parallel})
-        return _compile(cast(Callable[P, None], body), parallel=parallel)
+    def _twin(self, twin: str, suffix: str = "") -> Callable[P, None]:
+        """A renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
+        name = f"{self.body.__name__}_{twin}{suffix}"
+        return cast(Callable[P, None], with_globals(self.body, name, {"IS_PARALLEL": twin == "parallel"}))
+
+    def _link(self, twin: str) -> Callable[P, None]:
+        body = self._twin(twin, "_linked")
+        if numba.config.DISABLE_JIT:
+            return _interpreted(body)
+        return cast(Callable[P, None], numba.njit(parallel=twin == "parallel", **_INNER)(body))
 
 
 IS_PARALLEL = True

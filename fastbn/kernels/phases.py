@@ -87,7 +87,7 @@ def phases(module: ModuleType, operation: str, twin: str) -> Callable[..., None]
     """``forward`` or ``backward`` from the twins of a module's kernels."""
     template, statistics, output = _PHASES[operation]
     values = {
-        "_statistics": getattr(getattr(module, statistics), twin),
-        "_output": getattr(getattr(module, output), twin),
+        "_statistics": getattr(module, statistics).linked[twin],
+        "_output": getattr(module, output).linked[twin],
     }
     return inner(with_globals(template, f"{operation}_{module.__name__.rpartition('.')[2]}_{twin}", values))
