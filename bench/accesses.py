@@ -18,12 +18,13 @@ from bench.cases import Array, Case, aligned, rows
 from bench.limit import PARALLEL
 from fastbn._typing import Address, Shape3
 from fastbn.kernels.addresses import data
-from fastbn.kernels.jit import elementwise, kernel
+from fastbn.kernels.jit import elementwise
 from fastbn.kernels.loads import load, load_wide, width
 from fastbn.kernels.prefetch import AHEAD, ask, prefetch_near
 from fastbn.kernels.registers import WIDE
 from fastbn.kernels.rows import group_of
 from fastbn.kernels.stores import drain, put, store
+from fastbn.kernels.twins import kernel
 
 ACCESSES = ("accesses", "accesses, streaming")
 """With normal stores, and past the caches."""

@@ -16,10 +16,11 @@ import numpy as np
 from bench.cases import Array, aligned
 from bench.timing import alternate
 from fastbn.kernels.addresses import data
-from fastbn.kernels.jit import inner, kernel
+from fastbn.kernels.jit import inner
 from fastbn.kernels.lanes import spread
 from fastbn.kernels.loads import load, width
 from fastbn.kernels.stores import put
+from fastbn.kernels.twins import kernel
 
 LIMITS = {"copy": 2, "copy, streaming": 2, "read": 1, "write": 1, "write, streaming": 1}
 """How often each moves the tensor."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from fastbn import __version__
 from fastbn.kernels import cache, calls, channels_first, channels_last, coefficients, small
-from fastbn.kernels.jit import Entries, Kernel, threading_layer
+from fastbn.kernels.jit import Entries, threading_layer
+from fastbn.kernels.twins import Kernel
 
 OPTIONAL = ("ml_dtypes", "torch", "onnx", "keras", "numba_cuda", "matplotlib", "sklearn", "tqdm", "pytest_benchmark")
 BAR = 30

@@ -25,6 +25,7 @@ from numba.core.runtime import rtsys
 import fastbn
 from fastbn import compiled, cs231n, functional
 from fastbn.kernels import calls, channels_first, channels_last, coefficients, jit, small
+from fastbn.kernels.twins import Kernel
 from tests.data_for_tests import same_bits
 
 SHAPES = [(2, 5), (64, 7), (1, 16), (3, 4, 9), (2, 3, 4, 17), (5, 2, 3, 2, 2), (4, 33, 1), (0, 3), (2, 0, 3)]
@@ -163,7 +164,7 @@ def compiled_functions():
     for value in (each for module in modules for each in vars(module).values()):
         if isinstance(value, jit.Entries):
             count += len(value.compiled)
-        twins = (value.serial, value.parallel) if isinstance(value, jit.Kernel) else (value,)
+        twins = (value.serial, value.parallel) if isinstance(value, Kernel) else (value,)
         count += sum(len(each.signatures) for each in twins if isinstance(each, Dispatcher))
     return count
 

@@ -26,17 +26,17 @@ from fastbn.kernels import (
     chunk_outputs,
     columns,
     groups,
-    jit,
     registers,
     rows,
 )
+from fastbn.kernels.twins import Kernel
 from tests.data_for_tests import same_bits, tensor
 
 KERNELS = [
     kernel
     for module in (channels_first, channels_last)
     for kernel in vars(module).values()
-    if isinstance(kernel, jit.Kernel)
+    if isinstance(kernel, Kernel)
 ]
 
 

@@ -43,6 +43,7 @@ def test_progress_is_written_over_on_a_terminal(capsys, monkeypatch):
 AFTER_WARMUP = """
 import itertools, numpy as np, fastbn
 from fastbn.kernels import calls, channels_first, channels_last, coefficients, jit, small
+from fastbn.kernels.twins import Kernel
 for dtype, given in itertools.product((np.float32, np.float64), repeat=2):
     serial = [(4, 3), (4, 3, 5), (4, 3, 300), (16, 3, 5)]
     parallel = [(100, 40, 30), (16, 64, 20, 20), (4, 3, 9000), (5000, 30), (100, 700)]
@@ -59,7 +60,7 @@ for dtype, given in itertools.product((np.float32, np.float64), repeat=2):
         fastbn.normalize(x, *np.ones((4, shape[1]), given))
         s = fastbn.backward_sums(x, x, m.mean, m.var)
         fastbn.backward_input(x, x, m.mean, m.var, None, *s, m.count)
-kernels = [k for m in (channels_first, channels_last) for k in vars(m).values() if isinstance(k, jit.Kernel)]
+kernels = [k for m in (channels_first, channels_last) for k in vars(m).values() if isinstance(k, Kernel)]
 twins = [twin for k in kernels for twin in (k.serial, k.parallel)]
 twins += [f for m in (coefficients, small) for f in vars(m).values() if hasattr(f, "_cache") and f._cache.cache_path]
 twins += [compiled for e in vars(calls).values() if isinstance(e, jit.Entries) for compiled in e.compiled]

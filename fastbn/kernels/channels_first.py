@@ -16,9 +16,10 @@ from fastbn.kernels.addresses import data, offset, stack
 from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
 from fastbn.kernels.formulas import mean_var1, merge_moments1
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
-from fastbn.kernels.jit import kernel
 from fastbn.kernels.prefetch import AHEAD
 from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_sums, groups_of, origin_of
+from fastbn.kernels.scheduling import deal, turns
+from fastbn.kernels.twins import kernel
 
 
 @kernel
@@ -34,14 +35,17 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     groups = groups_of(shape, 1)
     counts = np.empty((segments, groups))
     parts = np.empty((segments, 2, channels))
-    for task in prange(segments * groups):
-        s = task // groups
-        g = task % groups
-        left = channels * g // groups
-        right = channels * (g + 1) // groups
-        start = blocks * s // segments
-        stop = blocks * (s + 1) // segments
-        counts[s, g] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
+    tasks = segments * groups
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            s = task // groups
+            g = task % groups
+            left = channels * g // groups
+            right = channels * (g + 1) // groups
+            start = blocks * s // segments
+            stop = blocks * (s + 1) // segments
+            counts[s, g] = group_moments(data(x), shape, left, right, start, stop, data(parts[s, 0]), data(parts[s, 1]))
     for c in range(channels):
         moments = counts[0, 0], parts[0, 0, c], parts[0, 1, c]
         for s in range(1, segments):
@@ -60,21 +64,36 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
     """
     outer, channels, _ = shape
     groups, parts, pieces = cuts_of(shape)
-    for task in prange(groups * parts * pieces):
-        part = task // (groups * pieces)
-        g = task // pieces % groups
-        left = channels * g // groups
-        right = channels * (g + 1) // groups
-        start = outer * part // parts
-        stop = outer * (part + 1) // parts
-        values = (
-            offset(data(coefficients), left),
-            offset(data(coefficients), channels + left),
-            offset(data(coefficients), 2 * channels + left),
-        )
-        normalize_group(
-            data(x), data(out), shape, left, right, start, stop, task % pieces, pieces, AHEAD, False, values, streaming
-        )
+    tasks = groups * parts * pieces
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            part = task // (groups * pieces)
+            g = task // pieces % groups
+            left = channels * g // groups
+            right = channels * (g + 1) // groups
+            start = outer * part // parts
+            stop = outer * (part + 1) // parts
+            values = (
+                offset(data(coefficients), left),
+                offset(data(coefficients), channels + left),
+                offset(data(coefficients), 2 * channels + left),
+            )
+            normalize_group(
+                data(x),
+                data(out),
+                shape,
+                left,
+                right,
+                start,
+                stop,
+                task % pieces,
+                pieces,
+                AHEAD,
+                False,
+                values,
+                streaming,
+            )
 
 
 @kernel
@@ -98,17 +117,19 @@ def forward(
     """
     outer, channels, inner = shape
     groups = groups_of(shape, 1)
-    for task in prange(groups):
-        left = channels * task // groups
-        right = channels * (task + 1) // groups
-        count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
-        for c in range(left, right):
-            mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
-        inv_std_channels(left, right, data(var), eps, data(inv_std))
-        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-        affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
-        ahead = (right - left) * inner
-        normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
+    shares = deal(groups)
+    for worker in prange(len(shares)):
+        for task in turns(shares, groups, worker):
+            left = channels * task // groups
+            right = channels * (task + 1) // groups
+            count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
+            for c in range(left, right):
+                mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
+            inv_std_channels(left, right, data(var), eps, data(inv_std))
+            values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
+            affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
+            ahead = (right - left) * inner
+            normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
 
 
 @kernel
@@ -132,23 +153,26 @@ def backward_sums(
     blocks = blocks_of(outer, inner)
     groups = groups_of(shape, 2)
     parts = np.empty((segments, 2, channels))
-    for task in prange(segments * groups):
-        s = task // groups
-        g = task % groups
-        left = channels * g // groups
-        right = channels * (g + 1) // groups
-        group_sums(
-            data(dout),
-            data(x),
-            shape,
-            left,
-            right,
-            blocks * s // segments,
-            blocks * (s + 1) // segments,
-            data(mean),
-            data(parts[s, 0]),
-            data(parts[s, 1]),
-        )
+    tasks = segments * groups
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            s = task // groups
+            g = task % groups
+            left = channels * g // groups
+            right = channels * (g + 1) // groups
+            group_sums(
+                data(dout),
+                data(x),
+                shape,
+                left,
+                right,
+                blocks * s // segments,
+                blocks * (s + 1) // segments,
+                data(mean),
+                data(parts[s, 0]),
+                data(parts[s, 1]),
+            )
     for c in range(channels):
         total = 0.0
         product = 0.0
@@ -168,35 +192,38 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
     """
     outer, channels, _ = shape
     groups, parts, pieces = cuts_of(shape)
-    for task in prange(groups * parts * pieces):
-        part = task // (groups * pieces)
-        g = task // pieces % groups
-        left = channels * g // groups
-        right = channels * (g + 1) // groups
-        start = outer * part // parts
-        stop = outer * (part + 1) // parts
-        values = (
-            offset(data(coefficients), left),
-            offset(data(coefficients), channels + left),
-            offset(data(coefficients), 2 * channels + left),
-            offset(data(coefficients), 3 * channels + left),
-        )
-        gradient_group(
-            data(dout),
-            data(x),
-            data(dx),
-            shape,
-            left,
-            right,
-            start,
-            stop,
-            task % pieces,
-            pieces,
-            AHEAD,
-            False,
-            values,
-            streaming,
-        )
+    tasks = groups * parts * pieces
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            part = task // (groups * pieces)
+            g = task // pieces % groups
+            left = channels * g // groups
+            right = channels * (g + 1) // groups
+            start = outer * part // parts
+            stop = outer * (part + 1) // parts
+            values = (
+                offset(data(coefficients), left),
+                offset(data(coefficients), channels + left),
+                offset(data(coefficients), 2 * channels + left),
+                offset(data(coefficients), 3 * channels + left),
+            )
+            gradient_group(
+                data(dout),
+                data(x),
+                data(dx),
+                shape,
+                left,
+                right,
+                start,
+                stop,
+                task % pieces,
+                pieces,
+                AHEAD,
+                False,
+                values,
+                streaming,
+            )
 
 
 @kernel
@@ -220,37 +247,39 @@ def backward(
     outer, channels, inner = shape
     count = np.float64(outer * inner)
     groups = groups_of(shape, 2)
-    for task in prange(groups):
-        left = channels * task // groups
-        right = channels * (task + 1) // groups
-        group_sums(
-            data(dout),
-            data(x),
-            shape,
-            left,
-            right,
-            0,
-            blocks_of(outer, inner),
-            data(mean),
-            data(sum_dout),
-            data(sum_dout_xhat),
-        )
-        for c in range(left, right):
-            sum_dout_xhat[c] *= inv_std[c]
-        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-        gradient_channels(
-            data(x),
-            left,
-            right,
-            data(mean),
-            data(inv_std),
-            data(gamma),
-            data(sum_dout),
-            data(sum_dout_xhat),
-            count,
-            values,
-        )
-        ahead = (right - left) * inner
-        gradient_group(
-            data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
-        )
+    shares = deal(groups)
+    for worker in prange(len(shares)):
+        for task in turns(shares, groups, worker):
+            left = channels * task // groups
+            right = channels * (task + 1) // groups
+            group_sums(
+                data(dout),
+                data(x),
+                shape,
+                left,
+                right,
+                0,
+                blocks_of(outer, inner),
+                data(mean),
+                data(sum_dout),
+                data(sum_dout_xhat),
+            )
+            for c in range(left, right):
+                sum_dout_xhat[c] *= inv_std[c]
+            values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
+            gradient_channels(
+                data(x),
+                left,
+                right,
+                data(mean),
+                data(inv_std),
+                data(gamma),
+                data(sum_dout),
+                data(sum_dout_xhat),
+                count,
+                values,
+            )
+            ahead = (right - left) * inner
+            gradient_group(
+                data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
+            )

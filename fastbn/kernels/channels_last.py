@@ -27,8 +27,9 @@ from fastbn.kernels.columns import (
     means_vars,
     pivots,
 )
-from fastbn.kernels.jit import IS_PARALLEL, kernel
+from fastbn.kernels.scheduling import deal, turns
 from fastbn.kernels.segments import add_segments, merge_segments, segments_of
+from fastbn.kernels.twins import IS_PARALLEL, kernel
 
 
 @kernel
@@ -43,13 +44,16 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
-    for task in prange(segments * chunks):
-        s = task // chunks
-        left = edge_of(shape, chunks, task % chunks)
-        right = edge_of(shape, chunks, task % chunks + 1)
-        start = rows * s // segments
-        stop = rows * (s + 1) // segments
-        chunk_moments(data(x), shape, left, right, start, stop, data(origin), data(parts[s, 0]), data(parts[s, 1]))
+    tasks = segments * chunks
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            s = task // chunks
+            left = edge_of(shape, chunks, task % chunks)
+            right = edge_of(shape, chunks, task % chunks + 1)
+            start = rows * s // segments
+            stop = rows * (s + 1) // segments
+            chunk_moments(data(x), shape, left, right, start, stop, data(origin), data(parts[s, 0]), data(parts[s, 1]))
     merge_segments(parts, shape, origin, data(mean), data(var))
 
 
@@ -66,17 +70,24 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
     rows, _, channels, _ = shape
     chunks = output_chunks_of(shape)
     blocks = row_blocks_of(shape)
-    for task in prange(blocks * chunks):
-        b = task // chunks
-        left = edge_of(shape, chunks, task % chunks)
-        right = edge_of(shape, chunks, task % chunks + 1)
-        start = rows * b // blocks
-        stop = rows * (b + 1) // blocks
-        shift = lead(data(out), shape, left, start)
-        values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
-        for j in range(3):
-            copy(data(coefficients), j * channels + left, j * channels + right, values[j])
-        normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
+    tasks = blocks * chunks
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            b = task // chunks
+            left = edge_of(shape, chunks, task % chunks)
+            right = edge_of(shape, chunks, task % chunks + 1)
+            start = rows * b // blocks
+            stop = rows * (b + 1) // blocks
+            shift = lead(data(out), shape, left, start)
+            values = (
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+            )
+            for j in range(3):
+                copy(data(coefficients), j * channels + left, j * channels + right, values[j])
+            normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
 
 
 @kernel
@@ -101,16 +112,22 @@ def forward(
     chunks = fused_chunks(shape, IS_PARALLEL)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
-    for chunk in prange(chunks):
-        left = edge_of(shape, chunks, chunk)
-        right = edge_of(shape, chunks, chunk + 1)
-        chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
-        means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
-        inv_std_channels(left, right, data(var), eps, data(inv_std))
-        shift = lead(data(out), shape, left, 0)
-        values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
-        affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
-        normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
+    shares = deal(chunks)
+    for worker in prange(len(shares)):
+        for chunk in turns(shares, chunks, worker):
+            left = edge_of(shape, chunks, chunk)
+            right = edge_of(shape, chunks, chunk + 1)
+            chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
+            means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
+            inv_std_channels(left, right, data(var), eps, data(inv_std))
+            shift = lead(data(out), shape, left, 0)
+            values = (
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+            )
+            affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
+            normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
 
 
 @kernel
@@ -132,15 +149,18 @@ def backward_sums(
     rows, _, channels, _ = shape
     chunks = chunks_of(shape)
     parts = segments_of(segments, channels)
-    for task in prange(segments * chunks):
-        s = task // chunks
-        left = edge_of(shape, chunks, task % chunks)
-        right = edge_of(shape, chunks, task % chunks + 1)
-        start = rows * s // segments
-        stop = rows * (s + 1) // segments
-        chunk_sums(
-            data(dout), data(x), shape, left, right, start, stop, data(mean), data(parts[s, 0]), data(parts[s, 1])
-        )
+    tasks = segments * chunks
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            s = task // chunks
+            left = edge_of(shape, chunks, task % chunks)
+            right = edge_of(shape, chunks, task % chunks + 1)
+            start = rows * s // segments
+            stop = rows * (s + 1) // segments
+            chunk_sums(
+                data(dout), data(x), shape, left, right, start, stop, data(mean), data(parts[s, 0]), data(parts[s, 1])
+            )
     add_segments(parts, channels, data(sum_dout), data(sum_dout_xhat))
     for c in range(channels):
         sum_dout_xhat[c] *= inv_std[c]
@@ -156,22 +176,25 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
     rows, _, channels, _ = shape
     chunks = output_chunks_of(shape)
     blocks = row_blocks_of(shape)
-    for task in prange(blocks * chunks):
-        b = task // chunks
-        left = edge_of(shape, chunks, task % chunks)
-        right = edge_of(shape, chunks, task % chunks + 1)
-        start = rows * b // blocks
-        stop = rows * (b + 1) // blocks
-        shift = lead(data(dx), shape, left, start)
-        values = (
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-        )
-        for j in range(4):
-            copy(data(coefficients), j * channels + left, j * channels + right, values[j])
-        gradient_chunk(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
+    tasks = blocks * chunks
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            b = task // chunks
+            left = edge_of(shape, chunks, task % chunks)
+            right = edge_of(shape, chunks, task % chunks + 1)
+            start = rows * b // blocks
+            stop = rows * (b + 1) // blocks
+            shift = lead(data(dx), shape, left, start)
+            values = (
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+            )
+            for j in range(4):
+                copy(data(coefficients), j * channels + left, j * channels + right, values[j])
+            gradient_chunk(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
 
 
 @kernel
@@ -195,29 +218,33 @@ def backward(
     rows, tile, _, inner = shape
     chunks = fused_chunks(shape, IS_PARALLEL)
     count = np.float64(rows * inner * tile)
-    for chunk in prange(chunks):
-        left = edge_of(shape, chunks, chunk)
-        right = edge_of(shape, chunks, chunk + 1)
-        chunk_sums(data(dout), data(x), shape, left, right, 0, rows, data(mean), data(sum_dout), data(sum_dout_xhat))
-        for c in range(left, right):
-            sum_dout_xhat[c] *= inv_std[c]
-        shift = lead(data(dx), shape, left, 0)
-        values = (
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-            offset(stack(x, SCRATCH), shift),
-        )
-        gradient_channels(
-            data(x),
-            left,
-            right,
-            data(mean),
-            data(inv_std),
-            data(gamma),
-            data(sum_dout),
-            data(sum_dout_xhat),
-            count,
-            values,
-        )
-        gradient_chunk(data(dout), data(x), data(dx), shape, left, right, 0, rows, values, streaming)
+    shares = deal(chunks)
+    for worker in prange(len(shares)):
+        for chunk in turns(shares, chunks, worker):
+            left = edge_of(shape, chunks, chunk)
+            right = edge_of(shape, chunks, chunk + 1)
+            chunk_sums(
+                data(dout), data(x), shape, left, right, 0, rows, data(mean), data(sum_dout), data(sum_dout_xhat)
+            )
+            for c in range(left, right):
+                sum_dout_xhat[c] *= inv_std[c]
+            shift = lead(data(dx), shape, left, 0)
+            values = (
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+                offset(stack(x, SCRATCH), shift),
+            )
+            gradient_channels(
+                data(x),
+                left,
+                right,
+                data(mean),
+                data(inv_std),
+                data(gamma),
+                data(sum_dout),
+                data(sum_dout_xhat),
+                count,
+                values,
+            )
+            gradient_chunk(data(dout), data(x), data(dx), shape, left, right, 0, rows, values, streaming)

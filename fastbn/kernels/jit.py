@@ -1,8 +1,7 @@
-"""Everything that touches the compiler: Numba's flags, the twins of a kernel, the guards around its launch.
+"""Everything that touches the compiler: Numba's flags, and the guards around a launch.
 
-A *kernel* is compiled twice from one body: ``serial`` for small tensors and for places where threads must not be
-started, ``parallel`` for the rest. Both give the same bits. The functions that a kernel calls are compiled by one of
-these decorators, by what the compiler may do to their arithmetic. None may reorder sums: those run in registers by
+The functions that a kernel (see ``twins``) calls are compiled by one of these decorators, by what the compiler may do
+to their arithmetic. None may reorder sums: those run in registers by
 their own text (see ``registers``), and NaN and infinity stay exact.
 
 ``inner``        nothing: IEEE rounding, operation by operation. Coefficients, merges, what looks at arguments.
@@ -18,7 +17,7 @@ import os
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numba.extending
@@ -44,9 +43,9 @@ _INNER: dict[str, Any] = {
 """For what Python does not call: no wrappers, and neither optimised nor machine code but as a part of callers."""
 
 
-def inner(function: Callable[P, R]) -> Callable[P, R]:
+def inner(function: Callable[P, R], *, parallel: bool = False) -> Callable[P, R]:
     """Compile without any licence to change the arithmetic."""
-    return cast(Callable[P, R], numba.njit(**_INNER)(function))
+    return cast(Callable[P, R], numba.njit(parallel=parallel, **_INNER)(function))
 
 
 def elementwise(function: Callable[P, R]) -> Callable[P, R]:
@@ -110,7 +109,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
 
 
-def _interpreted(function: Callable[P, R]) -> Callable[P, R]:
+def interpreted(function: Callable[P, R]) -> Callable[P, R]:
     """Without warnings of NaN and infinity: compiled code does not warn either."""
     return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
 
@@ -132,10 +131,10 @@ def threads_usable() -> bool:
 launch = _threads.launch
 
 
-def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
+def entry(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
     """Compile what is called from Python, and keep it."""
     if numba.config.DISABLE_JIT:
-        return _interpreted(function)
+        return interpreted(function)
     compiled = numba.njit(parallel=parallel, **_ENTRY)(function)
     cache.attach(compiled)
     return cast(Callable[P, R], compiled)
@@ -143,7 +142,7 @@ def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
 
 def small(function: Callable[P, R]) -> Callable[P, R]:
     """Compile what is called from Python and is too little work for threads."""
-    return _compile(function, parallel=False)
+    return entry(function, parallel=False)
 
 
 class Entries(list[Callable[..., Any]]):
@@ -184,7 +183,7 @@ class Entries(list[Callable[..., Any]]):
         return compile_and_call
 
     def _interpreted(self, position: int) -> Callable[..., Any]:
-        function, dtypes = _interpreted(self._cases[position][0]), self._dtypes(position)
+        function, dtypes = interpreted(self._cases[position][0]), self._dtypes(position)
 
         def call(*args: Any) -> Any:
             given = [(value, dtype) for value, dtype in zip(args, dtypes, strict=True) if dtype is not None]
@@ -202,43 +201,3 @@ def threading_layer() -> str:
         return str(numba.threading_layer())
     except ValueError as error:  # a layer that was asked for by name and is not there
         return f"none ({error})"
-
-
-class Kernel(Generic[P]):
-    """Two compiled functions from one body; call it with the wish for threads first, then the body's arguments.
-
-    ``serial`` and ``parallel`` are for Python, ``linked``, by the same names, for what is compiled itself.
-    """
-
-    def __init__(self, body: Callable[P, None]) -> None:
-        self.body = body
-        self.serial = _compile(self._twin("serial"), parallel=False)
-        self.parallel = _compile(self._twin("parallel"), parallel=True)
-        self.linked = {twin: self._link(twin) for twin in ("serial", "parallel")}
-
-    def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run the twin that is wished for, or the serial one where threads cannot be used."""
-        if parallel and threads_usable():
-            launch(self.parallel, *args, **kwargs)
-        else:
-            self.serial(*args, **kwargs)
-
-    def _twin(self, twin: str, suffix: str = "") -> Callable[P, None]:
-        """A renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
-        name = f"{self.body.__name__}_{twin}{suffix}"
-        return cast(Callable[P, None], with_globals(self.body, name, {"IS_PARALLEL": twin == "parallel"}))
-
-    def _link(self, twin: str) -> Callable[P, None]:
-        body = self._twin(twin, "_linked")
-        if numba.config.DISABLE_JIT:
-            return _interpreted(body)
-        return cast(Callable[P, None], numba.njit(parallel=twin == "parallel", **_INNER)(body))
-
-
-IS_PARALLEL = True
-"""In the body of a kernel: whether this is the parallel twin."""
-
-
-def kernel(body: Callable[P, None]) -> Kernel[P]:
-    """Compile ``body``, whose outer loops are ``numba.prange``, as a serial and a parallel twin."""
-    return Kernel(body)

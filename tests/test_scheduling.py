@@ -1,0 +1,85 @@
+"""Which thread does which task: all are done, once, in each share's order, and by whoever has time."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numba import prange
+
+from fastbn.kernels import jit
+from fastbn.kernels.addresses import data
+from fastbn.kernels.scheduling import counters, deal, fetch_add, take, turns
+from fastbn.kernels.twins import kernel
+
+
+@jit.small
+def taken_by(order, tasks, threads, taken):
+    """Each worker of ``order`` takes its next task."""
+    shares = counters(min(tasks, threads))
+    for i in range(len(order)):
+        taken[i] = take(data(shares), len(shares), tasks, order[i] % len(shares))
+
+
+def taken(order, tasks, threads):
+    result = np.empty(len(order), np.int64)
+    taken_by(np.array(order), tasks, threads, result)
+    return list(result)
+
+
+def test_the_own_share_from_the_start_and_that_of_others_from_the_end():
+    assert taken([0] * 6, 5, 2) == [0, 1, 4, 3, 2, -1]
+    assert taken([1] * 6, 5, 2) == [2, 3, 4, 1, 0, -1]
+    assert taken([1, 1, 1, 1, 0, 0, 1], 5, 2) == [2, 3, 4, 1, 0, -1, -1]
+    assert taken([2, 2, 2, 2, 0, 1, 0, 1], 6, 3) == [4, 5, 1, 0, 3, 2, -1, -1]
+
+
+def test_there_are_no_more_workers_than_tasks():
+    assert taken([0, 1, 2], 1, 8) == [0, -1, -1]
+
+
+@given(st.lists(st.integers(0, 7), max_size=60), st.integers(1, 20), st.integers(1, 8))
+def test_every_task_once_whatever_the_order(order, tasks, threads):
+    given = [task for task in taken(order, tasks, threads) if task >= 0]
+    assert len(set(given)) == len(given)
+    assert set(given) <= set(range(tasks))
+    assert len(given) == min(tasks, len(order))
+
+
+@kernel
+def wait_in_first_task(done, who):
+    """The worker of task 0 waits until all others are done, for some seconds at most."""
+    tasks = len(who)
+    shares = deal(tasks)
+    for worker in prange(len(shares)):
+        for task in turns(shares, tasks, worker):
+            who[task] += 1 + worker
+            if task == 0:
+                for _ in range(1 << 28):
+                    if fetch_add(data(done), 0, 0) == tasks - 1:
+                        break
+            else:
+                fetch_add(data(done), 0, 1)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="no threads")
+def test_tasks_of_a_thread_that_is_held_up_are_done_by_others():
+    if not jit.threads_usable():
+        pytest.skip("one thread")
+    for _ in range(100):
+        done, who = np.zeros(1, np.int64), np.zeros(64, np.int64)
+        wait_in_first_task(True, done, who)
+        assert done[0] == 63
+        assert ((who >= 1) & (who <= numba.get_num_threads())).all()
+        if who[0] == 1:  # else the others had done all before the first worker began
+            assert (who[1:] > 1).all()
+            return
+    pytest.fail("the first worker never began with its first task")
+
+
+def test_one_thread_does_all_in_order():
+    done, who = np.full(1, 40), np.zeros(41, np.int64)
+    wait_in_first_task(False, done, who)
+    assert (who == 1).all()
