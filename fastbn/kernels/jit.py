@@ -30,12 +30,12 @@ from fastbn.kernels.objects import Given
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_ENTRY: dict[str, Any] = {"error_model": "numpy", "nogil": True, "pipeline_class": linking.EntryCompiler}
+_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+_ENTRY: dict[str, Any] = {**_COMMON, "pipeline_class": linking.EntryCompiler}
 """For what Python calls."""
 
 _INNER: dict[str, Any] = {
-    "error_model": "numpy",
-    "nogil": True,
+    **_COMMON,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
     "pipeline_class": linking.LinkedCompiler,
@@ -109,7 +109,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.after_fork_in_child)
 
 
-def interpreted(function: Callable[P, R]) -> Callable[P, R]:
+def _interpreted(function: Callable[P, R]) -> Callable[P, R]:
     """Without warnings of NaN and infinity: compiled code does not warn either."""
     return cast(Callable[P, R], np.errstate(all="ignore")(cast(Callable[P, None], function)))
 
@@ -134,7 +134,7 @@ launch = _threads.launch
 def entry(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
     """Compile what is called from Python, and keep it."""
     if numba.config.DISABLE_JIT:
-        return interpreted(function)
+        return _interpreted(function)
     compiled = numba.njit(parallel=parallel, **_ENTRY)(function)
     cache.attach(compiled)
     return cast(Callable[P, R], compiled)
@@ -183,7 +183,7 @@ class Entries(list[Callable[..., Any]]):
         return compile_and_call
 
     def _interpreted(self, position: int) -> Callable[..., Any]:
-        function, dtypes = interpreted(self._cases[position][0]), self._dtypes(position)
+        function, dtypes = _interpreted(self._cases[position][0]), self._dtypes(position)
 
         def call(*args: Any) -> Any:
             given = [(value, dtype) for value, dtype in zip(args, dtypes, strict=True) if dtype is not None]

@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, cast
 
-import numba
-
 from fastbn.kernels import scheduling
-from fastbn.kernels.jit import entry, inner, interpreted, launch, threads_usable, with_globals
+from fastbn.kernels.jit import entry, inner, launch, threads_usable, with_globals
 
 P = ParamSpec("P")
 
@@ -41,7 +39,7 @@ class Kernel(Generic[P]):
         self.body = body
         self.serial = entry(self._twin("serial"), parallel=False)
         self.parallel = entry(self._twin("parallel"), parallel=True)
-        self.linked = {twin: self._link(twin) for twin in _TWINS}
+        self.linked = {twin: inner(self._twin(twin, "_linked"), parallel=twin == "parallel") for twin in _TWINS}
 
     def __call__(self, parallel: bool, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the twin that is wished for, or the serial one where threads cannot be used."""
@@ -53,10 +51,6 @@ class Kernel(Generic[P]):
     def _twin(self, twin: str, suffix: str = "") -> Callable[P, None]:
         """A renamed copy of the body: Numba's cache tells functions apart by name, not by flags."""
         return cast(Callable[P, None], with_globals(self.body, f"{self.body.__name__}_{twin}{suffix}", _TWINS[twin]))
-
-    def _link(self, twin: str) -> Callable[P, None]:
-        body = self._twin(twin, "_linked")
-        return interpreted(body) if numba.config.DISABLE_JIT else inner(body, parallel=twin == "parallel")
 
 
 def kernel(body: Callable[P, None]) -> Kernel[P]:
