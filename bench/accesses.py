@@ -23,6 +23,7 @@ from fastbn.kernels.loads import load, load_wide, width
 from fastbn.kernels.prefetch import AHEAD, ask, prefetch_near
 from fastbn.kernels.registers import WIDE
 from fastbn.kernels.rows import group_of
+from fastbn.kernels.scheduling import deal, meet, signed, turns
 from fastbn.kernels.stores import drain, put, store
 from fastbn.kernels.twins import kernel
 
@@ -85,16 +86,20 @@ def _write(
 def phases(dout: Array, x: Array, both: bool, out: Array, streaming: bool, sums: Array) -> None:
     """Read everything, then read it once more and write: each part on the thread that has read it."""
     lines = x.size // width(data(x))
-    for task in numba.prange(TASKS):
-        first = lines * task // TASKS * width(data(x))
-        last = lines * (task + 1) // TASKS * width(data(x))
-        _read(data(dout), data(x), first, last, both, AHEAD, True, data(sums[task]))
-    for task in numba.prange(TASKS):
-        first = lines * task // TASKS * width(data(x))
-        last = lines * (task + 1) // TASKS * width(data(x))
-        _write(data(dout), data(x), data(out), first, last, both, AHEAD, streaming)
-        if streaming:
-            drain()
+    shares = deal(2, TASKS)
+    for worker in numba.prange(len(shares[0])):
+        own = signed(worker)
+        for task in turns(shares[0], TASKS, own):
+            first = lines * task // TASKS * width(data(x))
+            last = lines * (task + 1) // TASKS * width(data(x))
+            _read(data(dout), data(x), first, last, both, AHEAD, True, data(sums[task]))
+        meet(shares[0], TASKS)
+        for task in turns(shares[1], TASKS, own):
+            first = lines * task // TASKS * width(data(x))
+            last = lines * (task + 1) // TASKS * width(data(x))
+            _write(data(dout), data(x), data(out), first, last, both, AHEAD, streaming)
+            if streaming:
+                drain()
 
 
 @kernel
@@ -104,29 +109,31 @@ def groups(
     """The same for groups of channels one after another: each sample has a run of every group."""
     outer, channels, inner = shape
     tasks = -(-channels // group)
-    for task in numba.prange(tasks):
-        line = width(data(x))
-        left = task * group * inner
-        right = min((task + 1) * group, channels) * inner
-        for n in range(outer):
-            base = n * channels * inner
-            following = channels * inner if n + 1 < outer else right - left - base
-            _read(
-                data(dout),
-                data(x),
-                (base + left) // line * line,
-                (base + right) // line * line,
-                both,
-                following // line * line,
-                both,
-                data(sums[task]),
-            )
-        for k in range(outer):
-            base = (outer - 1 - k) * channels * inner
-            first, last = (base + left) // line * line, (base + right) // line * line
-            _write(data(dout), data(x), data(out), first, last, both, (right - left) // line * line, streaming)
-        if streaming:
-            drain()
+    shares = deal(1, tasks)
+    for worker in numba.prange(len(shares[0])):
+        for task in turns(shares[0], tasks, signed(worker)):
+            line = width(data(x))
+            left = task * group * inner
+            right = min((task + 1) * group, channels) * inner
+            for n in range(outer):
+                base = n * channels * inner
+                following = channels * inner if n + 1 < outer else right - left - base
+                _read(
+                    data(dout),
+                    data(x),
+                    (base + left) // line * line,
+                    (base + right) // line * line,
+                    both,
+                    following // line * line,
+                    both,
+                    data(sums[task]),
+                )
+            for k in range(outer):
+                base = (outer - 1 - k) * channels * inner
+                first, last = (base + left) // line * line, (base + right) // line * line
+                _write(data(dout), data(x), data(out), first, last, both, (right - left) // line * line, streaming)
+            if streaming:
+                drain()
 
 
 def calls(case: Case, operation: str) -> dict[str, Callable[[], None]]:

@@ -89,11 +89,13 @@ def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, 
             arguments: dict[Kernel[Any], tuple[Any, ...]] = {
                 module.batch_stats: (x, shape, 1, mean, var),
                 module.normalize: (x, shape, affine, out, False),
-                module.forward: (x, shape, 1e-5, gamma, beta, out, mean, var, inv_std, False),
-                module.backward_sums: (dout, x, shape, mean, inv_std, 1, *sums),
+                module.forward: (x, shape, 1, 1e-5, gamma, beta, out, mean, var, inv_std, False),
+                module.backward_sums: (dout, x, shape, 1, mean, inv_std, *sums),
                 module.backward_input: (dout, x, shape, gradient, out, False),
-                module.backward: (dout, x, shape, mean, inv_std, gamma, *sums, out, False),
+                module.backward: (dout, x, shape, 1, mean, inv_std, gamma, *sums, out, False),
             }
+            arguments[module.forward_in_phases] = arguments[module.forward]
+            arguments[module.backward_in_phases] = arguments[module.backward]
             for kernel, args in arguments.items():
                 yield module, kernel.serial, args
                 yield module, kernel.parallel, args

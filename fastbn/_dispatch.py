@@ -9,8 +9,8 @@ everything else                                       channels_first
 ====================================================  ==============
 
 *Segments* cut a channel's values where there are too few channels to feed the threads, or too many values to stay in
-cache from one pass to the next. With one segment the fused kernels run (statistics and output of a group of channels
-while it is in cache), else the phases one after another.
+cache from one pass to the next. With one segment the output of some channels may follow their statistics at once, while
+they are in cache, else there are phases, one after another.
 *Tiling* makes one row of several where there are few channels, as long rows run faster.
 *Streaming* stores go past the caches where operands exceed them.
 Tensors of too few values for threads (see ``kernels.threads``) run the serial twins, uncut.
@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
-from fastbn.kernels.columns import FAR, chunks_of
+from fastbn.kernels.columns import FAR, LEAST_CHUNKS, chunks_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.shares import even
@@ -79,13 +79,6 @@ took 1.0 to 1.1 times as long, forward 1.0 to 1.13; with 160 columns, which are 
 times.
 """
 
-WHOLE_ROWS, WHOLE_VALUES = 1024, 1 << 18
-"""The most rows, and fewer values than these, that are cut by columns only, where there are enough of them.
-
-What is summed comes back from the second-level cache, and threads are started once: 196 rows of 1024 ran 1.3 times as
-fast. Larger ones lost, 784 rows of 512 took 1.5 times as long.
-"""
-
 MIN_ROWS = 128
 """Fewest rows of a segment in ``channels_last``."""
 
@@ -105,6 +98,8 @@ class Plan:
     count: int
     """Values per channel."""
     segments: int
+    at_once: bool
+    """Whether a channel is written as soon as it is summed, and not in phases, one after another."""
     parallel: bool
     """Whether training runs on threads,"""
     parallel_out: bool
@@ -118,11 +113,6 @@ class Plan:
     stream_dx: Stream
     """and in backward."""
 
-    @property
-    def fused(self) -> bool:
-        """Whether one kernel does all phases."""
-        return self.segments == 1
-
 
 @functools.lru_cache(maxsize=1024)
 def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
@@ -130,19 +120,19 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     count = outer * inner
     parallel, parallel_out = (pay((outer, channels, inner), passes) for passes in (2, 1))
     if inner < NARROW:
-        many = channels * inner >= 2 * WIDE_ROW  # chunks of columns enough for threads
-        whole = not parallel or (many and outer <= WHOLE_ROWS and count * channels < WHOLE_VALUES)
-        tile = 1 if whole or inner > 1 else _tile(outer, channels)
+        tile = _tile(outer, channels) if parallel and inner == 1 else 1
         matrix = outer // tile, tile, channels, inner
         shape: tuple[int, ...] = matrix
-        segments = 1 if whole else _row_segments(matrix)
+        segments = _row_segments(matrix) if parallel else 1
         kernels: Any = channels_last
+        at_once = segments == 1 and not (parallel and _narrow(matrix))
         stride = tile * channels * inner
         streamable = stride % NARROW == 0 or stride >= RAGGED
     else:
         shape = (outer, channels, inner)
         segments = min(blocks_of(outer, inner), -(-TASKS // channels)) if channels < FEW and parallel else 1
         kernels = channels_first
+        at_once = segments == 1
         streamable = True
     size = count * channels * itemsize
     return Plan(
@@ -150,6 +140,7 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
         shape,
         count,
         segments,
+        at_once,
         parallel,
         parallel_out,
         small=not parallel_out and channels * (inner if inner < NARROW else 1) <= COLUMNS,
@@ -161,6 +152,16 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
 
 def _stream(streamable: bool, size: int, least: tuple[int, int]) -> Stream:
     return streamable and size >= least[0], streamable and size >= least[1]
+
+
+def _narrow(shape: Matrix) -> bool:
+    """Whether chunks of columns are narrower for the threads' sake: such are summed, but not written.
+
+    It seems that a core that writes a run asks for the lines after it, too, and takes them from the other core, which
+    is about to write them: with narrow chunks written at once forward and backward of 225x736 to 512x480 took 1.2 to
+    2.2 times as long on two cores of a Zen 4.
+    """
+    return chunks_of(shape) < LEAST_CHUNKS
 
 
 def _row_segments(shape: Matrix) -> int:

@@ -49,7 +49,7 @@ def affine(x_dtype: Any, mean: Array, inv_std: Array, gamma: Array | None, beta:
 
 def whole(
     entries: Entries,
-    cut: Entries,
+    in_phases: Entries,
     way: int,
     arguments: tuple[Any, ...],
     x: Array,
@@ -58,7 +58,7 @@ def whole(
 ) -> bool:
     """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
 
-    It is one of ``cut`` where the plan cuts channels into segments. ``arguments`` end in a tile of 1, one segment, no
+    It is one of ``in_phases`` unless the plan says ``at_once``. ``arguments`` end in a tile of 1, one segment, no
     streaming; large tensors have these from the plan, where ``streamed`` is the field for whether the result is
     streamed. ``axis`` may be negative.
     """
@@ -67,7 +67,7 @@ def whole(
         return done
     how = _route(x, axis % x.ndim)[1]
     assert how is not None  # it is not empty
-    table = entries if how.fused else cut
+    table = entries if how.at_once else in_phases
     tile = how.shape[1] if how.kernels is channels_last else 1
     threads = threads_usable()
     arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed)[threads])
@@ -136,16 +136,13 @@ def forward(
     if how is None:
         inv_std[...] = inv_std_of(var, eps)
         return result, statistics
-    source, streaming = layout.load(x), how.stream_training[threads_usable()]
-    if how.fused:
-        parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
-        flat = layout.flat(target)
-        how.kernels.forward(how.parallel, source, how.shape, eps, *parameters, flat, mean, var, inv_std, streaming)
-    else:
-        how.kernels.batch_stats(how.parallel, source, how.shape, how.segments, mean, var)
-        inv_std[...] = inv_std_of(var, eps)
-        values = affine(x.dtype, mean, inv_std, gamma, beta)
-        how.kernels.normalize(how.parallel, source, how.shape, values, layout.flat(target), streaming)
+    parameters = _float64(gamma, mean.size, 1.0), _float64(beta, mean.size, 0.0)
+    tensors = layout.load(x), layout.flat(target)
+    streaming = how.stream_training[threads_usable()]
+    kernel = how.kernels.forward if how.at_once else how.kernels.forward_in_phases
+    kernel(
+        how.parallel, tensors[0], how.shape, how.segments, eps, *parameters, tensors[1], mean, var, inv_std, streaming
+    )
     _deliver(target, result)
     return result, statistics
 
@@ -156,7 +153,7 @@ def backward_sums(dout: Array, x: Array, axis: int, mean: Float64Array, inv_std:
     layout, how = _route(x, axis)
     if how is not None:
         tensors = layout.load(dout), layout.load(x)
-        how.kernels.backward_sums(how.parallel, *tensors, how.shape, mean, inv_std, how.segments, *sums)
+        how.kernels.backward_sums(how.parallel, *tensors, how.shape, how.segments, mean, inv_std, *sums)
     return sums
 
 
@@ -176,7 +173,10 @@ def backward_input(
     result, target = _output(layout, x, out)
     if how is not None:
         tensors = layout.load(dout), layout.load(x), layout.flat(target)
-        _backward_input(how, *tensors, mean, inv_std, gamma, sums, count)
+        values = np.empty((4, mean.size), x.dtype)
+        coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
+        dout, x, dx = tensors
+        how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx[threads_usable()])
         _deliver(target, result)
     return result
 
@@ -197,32 +197,12 @@ def backward(
     if how is None:
         return result, sums
     inputs, dx = (layout.load(dout), layout.load(x)), layout.flat(target)
-    if how.fused:
-        gamma64 = _float64(gamma, mean.size, 1.0)
-        how.kernels.backward(
-            how.parallel, *inputs, how.shape, mean, inv_std, gamma64, *sums, dx, how.stream_dx[threads_usable()]
-        )
-    else:
-        how.kernels.backward_sums(how.parallel, *inputs, how.shape, mean, inv_std, how.segments, *sums)
-        _backward_input(how, *inputs, dx, mean, inv_std, gamma, sums, float(how.count))
+    scale = _float64(gamma, mean.size, 1.0)
+    streaming = how.stream_dx[threads_usable()]
+    kernel = how.kernels.backward if how.at_once else how.kernels.backward_in_phases
+    kernel(how.parallel, *inputs, how.shape, how.segments, mean, inv_std, scale, *sums, dx, streaming)
     _deliver(target, result)
     return result, sums
-
-
-def _backward_input(
-    how: Plan,
-    dout: Array,
-    x: Array,
-    dx: Array,
-    mean: Float64Array,
-    inv_std: Float64Array,
-    gamma: Array | None,
-    sums: Sums,
-    count: float,
-) -> None:
-    values = np.empty((4, mean.size), x.dtype)
-    coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
-    how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx[threads_usable()])
 
 
 def _route(x: Array, axis: int) -> tuple[Layout, Plan | None]:

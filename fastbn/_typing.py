@@ -35,5 +35,6 @@ Shape3: TypeAlias = tuple[int, int, int]
 Matrix: TypeAlias = tuple[int, int, int, int]
 """(rows, tile, channels, inner): a row holds ``tile`` times ``channels * inner`` values."""
 
+Address2: TypeAlias = tuple[Address, Address]
 Address3: TypeAlias = tuple[Address, Address, Address]
 Address4: TypeAlias = tuple[Address, Address, Address, Address]

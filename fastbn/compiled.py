@@ -19,6 +19,7 @@ import numpy as np
 
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
+from fastbn.kernels.addresses import plain
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import inner, small
@@ -124,10 +125,14 @@ def forward(
     scale, shift = gamma.astype(np.float64), beta.astype(np.float64)
     if inner < NARROW:
         matrix = outer, 1, channels, inner
-        _last_forward(x.reshape(-1), matrix, eps, scale, shift, out.reshape(-1), mean, var, inv_std, x.size < 0)
+        _last_forward(
+            x.reshape(-1), matrix, plain(1), eps, scale, shift, out.reshape(-1), mean, var, inv_std, x.size < 0
+        )
     else:
         streaming = x.size >= _STREAM
-        _first_forward(x.reshape(-1), shape, eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming)
+        _first_forward(
+            x.reshape(-1), shape, plain(1), eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming
+        )
     return mean, var, inv_std
 
 
@@ -218,8 +223,8 @@ def backward(
     flat = dout.reshape(-1), x.reshape(-1), dx.reshape(-1)
     if inner < NARROW:
         matrix = outer, 1, channels, inner
-        _last_backward(flat[0], flat[1], matrix, mean, inv_std, scale, dbeta, dgamma, flat[2], x.size < 0)
+        _last_backward(flat[0], flat[1], matrix, plain(1), mean, inv_std, scale, dbeta, dgamma, flat[2], x.size < 0)
     else:
         streaming = x.size >= _STREAM
-        _first_backward(flat[0], flat[1], shape, mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)
+        _first_backward(flat[0], flat[1], shape, plain(1), mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)
     return dgamma, dbeta

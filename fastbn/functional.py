@@ -250,7 +250,7 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         dgamma = None if gamma is None else gamma.copy()
         dbeta = None if beta_dtype is None else np.empty(mean.shape, beta_dtype)
         arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 1, 0
-        if _engine.whole(calls.BACKWARD, calls.BACKWARD_CUT, way, arguments, x, axis, "stream_dx"):
+        if _engine.whole(calls.BACKWARD, calls.BACKWARD_IN_PHASES, way, arguments, x, axis, "stream_dx"):
             return Gradients(dx, dgamma, dbeta)
     if check.on_device(x):
         gradients: Gradients = _device.front().backward(dout, cache, out=out)
@@ -298,7 +298,7 @@ def prepare(
         arguments = (x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics,
                      1, 1, 0)
         # fmt: on
-        if _engine.whole(calls.FORWARD, calls.FORWARD_CUT, way, arguments, x, axis, "stream_training"):
+        if _engine.whole(calls.FORWARD, calls.FORWARD_IN_PHASES, way, arguments, x, axis, "stream_training"):
             cache = make_cache(x, gamma, beta, statistics, axis, True)
             tracked = running_mean is not None
             batch = (running_mean, running_var, statistics, x, momentum, correction) if tracked else None

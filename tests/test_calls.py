@@ -309,13 +309,13 @@ def test_unknown_headers_are_not_looked_at(rng):
 
 
 @numba.njit
-def out_of_memory(x, shape, eps, gamma, beta, out, mean, var, inv_std, streaming):
+def out_of_memory(x, shape, segments, eps, gamma, beta, out, mean, var, inv_std, streaming):
     if x.size:
         raise MemoryError
 
 
 @numba.njit
-def out_of_memory_backward(dout, x, shape, mean, inv_std, gamma, sum_dout, sum_dout_xhat, dx, streaming):
+def out_of_memory_backward(dout, x, shape, segments, mean, inv_std, gamma, sum_dout, sum_dout_xhat, dx, streaming):
     if x.size:
         raise MemoryError
 
@@ -341,7 +341,7 @@ def test_a_kernel_that_raises(rng, size):
         calls._scale: (out_of_memory_normalize, (x, 1, three, nan_like(x))),
     }
     for function, (kernel, arguments) in cases.items():
-        values = {"_kernel": kernel, "_kernel_shape": calls._whole, "_narrow": False}
+        values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
         entries = jit.Entries(jit.with_globals(function, "raising", values))
         with pytest.raises(MemoryError):
             entries[0](*arguments, 1, 1, 0)

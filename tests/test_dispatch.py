@@ -11,34 +11,34 @@ from fastbn.kernels.rows import BLOCK, blocks_of
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernels", "fused"),
+    ("shape", "kernels", "segments", "at_once"),
     [
-        ((32, 64, 112 * 112), channels_first, True),
-        ((32, 512, 28 * 28), channels_first, True),
-        ((32, 256, 14 * 14), channels_first, True),
-        ((32, 2048, 7 * 7), channels_first, True),
-        ((1, 2048, 7 * 7), channels_first, True),
-        ((32, 2048, 3 * 3), channels_last, True),
-        ((1, 64, 15), channels_last, True),
-        ((1, 64, 16), channels_first, True),
-        ((32 * 112 * 112, 64, 1), channels_last, False),
-        ((1280, 512, 1), channels_last, False),
-        ((128, 512, 1), channels_last, True),
-        ((450, 288, 1), channels_last, True),  # enough chunks of columns
-        ((512, 1024, 1), channels_last, False),  # too many values for that
-        ((2049, 128, 1), channels_last, False),  # too many rows
-        ((1024, 127, 1), channels_last, True),  # too small for threads
-        ((1040, 127, 1), channels_last, False),  # too few columns
-        ((4, 64, 1), channels_last, True),
-        ((64, 10**6, 1), channels_last, True),
-        ((32, 3, 224 * 224), channels_first, False),
-        ((1, 1, 10**7), channels_first, False),
+        ((32, 64, 112 * 112), channels_first, 1, True),
+        ((32, 512, 28 * 28), channels_first, 1, True),
+        ((32, 256, 14 * 14), channels_first, 1, True),
+        ((32, 2048, 7 * 7), channels_first, 1, True),
+        ((1, 2048, 7 * 7), channels_first, 1, True),
+        ((32, 3, 224 * 224), channels_first, 11, False),
+        ((1, 1, 10**7), channels_first, 32, False),
+        ((1, 64, 16), channels_first, 1, True),
+        ((1, 64, 15), channels_last, 1, True),
+        ((4, 64, 1), channels_last, 1, True),
+        ((768, 127, 1), channels_last, 1, True),  # too small for threads
+        ((1040, 127, 1), channels_last, 2, False),
+        ((32, 2048, 3 * 3), channels_last, 1, True),
+        ((32 * 112 * 112, 64, 1), channels_last, 16, False),
+        ((1280, 512, 1), channels_last, 10, False),
+        ((450, 288, 1), channels_last, 2, False),
+        ((255, 1536, 1), channels_last, 1, False),  # three chunks of columns: narrower ones are summed, but not written
+        ((255, 1537, 1), channels_last, 1, True),
+        ((64, 10**6, 1), channels_last, 1, True),
     ],
 )
-def test_table(shape, kernels, fused):
+def test_table(shape, kernels, segments, at_once):
     how = plan(*shape, 4)
     assert how.kernels is kernels
-    assert how.fused is fused
+    assert how.segments == segments
+    assert how.at_once is at_once
     assert np.prod(how.shape) == np.prod(shape)
     assert how.count == shape[0] * shape[2]
 
@@ -54,10 +54,15 @@ values_for_threads = pytest.mark.parametrize(
         ((1, 1536, 64), True, True),
         ((127, 516, 1), False, False),
         ((128, 512, 1), True, False),  # few rows, cut by columns only
-        ((129, 1016, 1), False, False),
+        ((129, 762, 1), False, False),
+        ((129, 763, 1), True, False),
+        ((129, 1016, 1), True, False),
         ((129, 1017, 1), True, True),
         ((1, 14564, 9), True, True),
-        ((1365, 96, 1), False, False),
+        ((1023, 96, 1), False, False),
+        ((1024, 96, 1), True, False),
+        ((1365, 96, 1), True, False),
+        ((1366, 96, 1), True, True),
     ],
 )
 
@@ -156,5 +161,6 @@ def test_tiled_tensors(rng):
 
 def test_every_kernel_is_in_both_modules():
     names = {"batch_stats", "normalize", "forward", "backward_sums", "backward_input", "backward"}
+    names |= {"forward_in_phases", "backward_in_phases"}
     for module in (channels_first, channels_last):
         assert names <= vars(module).keys()

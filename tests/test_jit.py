@@ -24,6 +24,7 @@ from fastbn.kernels import (
     channels_last,
     chunk_gradients,
     chunk_outputs,
+    chunk_tasks,
     columns,
     groups,
     registers,
@@ -81,8 +82,8 @@ def test_twins_and_stores_give_the_same_bits(kernel, dtype):
                 assert not np.isnan(a).any()
 
 
-def test_there_are_six_kernels_a_layout():
-    assert len(KERNELS) == 12
+def test_there_are_eight_kernels_a_layout():
+    assert len(KERNELS) == 16
 
 
 INT, B, F32, F64 = types.int64, types.boolean, types.float32, types.float64
@@ -143,9 +144,9 @@ fastbn.backward(x, cache)
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
     made = run.stdout.split()
     twin = "parallel" if threads > 1 else "serial"
-    kernels = {f"_{each}_cut_channels_last_{twin}" for each in ("forward", "backward")}
+    kernels = {f"_{each}_by_{each}_in_phases_channels_last_{twin}" for each in ("forward", "backward")}
     assert kernels <= set(made)
-    inside = (*vars(channels_last), *vars(columns), *vars(chunk_outputs), *vars(chunk_gradients))
+    inside = (*vars(channels_last), *vars(chunk_tasks), *vars(columns), *vars(chunk_outputs), *vars(chunk_gradients))
     shared = {"chunks_of", "_size"}  # with Python
     assert not [name for name in made if "gufunc" in name or name in {*inside} - shared or name.endswith("_linked")]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import fastbn
 from fastbn import _dispatch, _engine, compiled, cs231n, functional
 from fastbn.kernels import calls, columns
+from fastbn.kernels.columns import LEAST_CHUNKS
 from tests import strategies as some
 from tests.data_for_tests import nan_like, same_bits, threads_for_eight
 from tests.error_model import Exact, assert_close, rounded_to
@@ -34,7 +35,7 @@ def general_way():
         yield
 
 
-CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64, "WIDE_ROW": 4, "TILE": 24}
+CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WIDE_ROW": 4, "TILE": 24}
 """Thresholds of the dispatch table at which small tensors are cut, tiled and spread over threads."""
 
 
@@ -42,7 +43,8 @@ CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WHOLE_VALUES": 64,
 def small_plans(stream):
     """The general way with plans that are meant for large tensors, results streamed or not."""
     bytes_ = (1, 1) if stream else (1 << 60, 1 << 60)
-    thresholds = {**CUTS, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
+    chunks = 1 if stream else LEAST_CHUNKS  # written at once where there is one segment, or in phases
+    thresholds = {**CUTS, "LEAST_CHUNKS": chunks, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
     with general_way(), contextlib.ExitStack() as stack:
         for name, value in thresholds.items():
             stack.enter_context(mock.patch.object(_dispatch, name, value))

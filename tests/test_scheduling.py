@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -11,14 +15,14 @@ from numba import prange
 
 from fastbn.kernels import jit
 from fastbn.kernels.addresses import data
-from fastbn.kernels.scheduling import counters, deal, fetch_add, take, turns
+from fastbn.kernels.scheduling import counters, deal, fetch_add, meet, signed, take, turns
 from fastbn.kernels.twins import kernel
 
 
 @jit.small
 def taken_by(order, tasks, threads, taken):
     """Each worker of ``order`` takes its next task."""
-    shares = counters(min(tasks, threads))
+    shares = counters(1, min(tasks, threads))[0]
     for i in range(len(order)):
         taken[i] = take(data(shares), len(shares), tasks, order[i] % len(shares))
 
@@ -52,9 +56,9 @@ def test_every_task_once_whatever_the_order(order, tasks, threads):
 def wait_in_first_task(done, who):
     """The worker of task 0 waits until all others are done, for some seconds at most."""
     tasks = len(who)
-    shares = deal(tasks)
-    for worker in prange(len(shares)):
-        for task in turns(shares, tasks, worker):
+    shares = deal(1, tasks)
+    for worker in prange(len(shares[0])):
+        for task in turns(shares[0], tasks, signed(worker)):
             who[task] += 1 + worker
             if task == 0:
                 for _ in range(1 << 28):
@@ -83,3 +87,55 @@ def test_one_thread_does_all_in_order():
     done, who = np.full(1, 40), np.zeros(41, np.int64)
     wait_in_first_task(False, done, who)
     assert (who == 1).all()
+
+
+@kernel
+def add_in_phases(values, sums):
+    """Each task of a phase adds all that the tasks of the one before have left."""
+    tasks = values.shape[1]
+    shares = deal(3, tasks)
+    for worker in prange(len(shares[0])):
+        own = signed(worker)
+        for task in turns(shares[0], tasks, own):
+            for _ in range(1000 * (task % 3)):
+                fetch_add(data(sums), 0, 1)  # takes its time
+            values[0, task] = task
+        meet(shares[0], tasks)
+        for task in turns(shares[1], tasks, own):
+            values[1, task] = values[0].sum() + task
+        meet(shares[1], tasks)
+        for task in turns(shares[2], tasks, own):
+            values[2, task] = values[1].sum() + task
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 17, 64])
+def test_a_phase_sees_all_of_the_one_before(parallel, tasks):
+    first = sum(range(tasks))
+    second = first * tasks + first
+    for _ in range(20 if numba.config.DISABLE_JIT else 2000):
+        values = np.full((3, tasks), -1)
+        add_in_phases(parallel, values, np.zeros(1, np.int64))
+        assert (values[1] == first + np.arange(tasks)).all()
+        assert (values[2] == second + np.arange(tasks)).all()
+
+
+MORE_THREADS_THAN_CORES = """
+import numpy as np, fastbn
+x, dout = np.random.default_rng(0).standard_normal((2, 1024, 128)).astype(np.float32)
+_, cache = fastbn.forward(x)
+first = fastbn.backward(dout, cache)
+for _ in range(200):
+    _, cache = fastbn.forward(x)
+    for a, b in zip(fastbn.backward(dout, cache), first):
+        assert a is b or (a == b).all()
+"""
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_more_threads_than_cores(layer):
+    threads = str(8 * (os.cpu_count() or 1))
+    environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": layer}
+    command = [sys.executable, "-W", "error", "-c", MORE_THREADS_THAN_CORES]
+    subprocess.run(command, env=environment, timeout=300, check=True)

@@ -46,13 +46,12 @@ from fastbn.kernels.objects import (
     number,
     release,
 )
-from fastbn.kernels.phases import phases
 
 LARGE = 2
 """The bit of an entry that runs on threads; the one before it in the table does without."""
 
 _kernel: Any = None
-_kernel_shape: Any = None  # from (outer, channels, inner), tile and segments to what the kernel takes for its shape
+_kernel_shape: Any = None  # from (outer, channels, inner) and tile to what the kernel takes for its shape
 _narrow = False  # whether it takes short rows
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
@@ -144,19 +143,20 @@ def _forward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile), index(segments)), number(eps), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile)), index(segments), number(eps), index(streaming) == 1
     parameters = _parameter(gamma, channels, 1.0), _parameter(beta, channels, 0.0)  # before others may change them
     arguments = (
         flat(x, 0, size),
         options[0],
         options[1],
+        options[2],
         parameters[0],
         parameters[1],
         flat(out, 0, size),
         flat(statistics, 0, channels),
         flat(statistics, 2 * channels, channels),
         flat(statistics, channels, channels),
-        options[2],
+        options[3],
     )
     _run(_kernel, arguments, size)
     return True
@@ -220,20 +220,21 @@ def _backward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile)), index(segments), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
     scale = _parameter(gamma, channels, 1.0)
     arguments = (
         flat(dout, 0, size),
         flat(x, 0, size),
         options[0],
+        options[1],
         flat(mean, 0, channels),
         flat(inv_std, 0, channels),
         scale,
         sum_dout,
         sum_dout_xhat,
         flat(dx, 0, size),
-        options[1],
+        options[2],
     )
     _run(_kernel, arguments, size)
     _round_to(dbeta, sum_dout)
@@ -263,7 +264,7 @@ def _inference(
     out: Object,
     statistics: Float64Array,
     tile: Object,
-    segments: Object,
+    segments: Object,  # noqa: ARG001 - as the others
     streaming: Object,
 ) -> bool:
     """Normalise with given statistics; mean and ``inv_std`` into the rows of ``statistics``. ``out`` may be ``x``."""
@@ -295,13 +296,19 @@ def _inference(
     )
     if least < -number(eps):
         return False
-    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
     _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
 
 def _scale(
-    x: Object, axis: Object, coefficients: Object, out: Object, tile: Object, segments: Object, streaming: Object
+    x: Object,
+    axis: Object,
+    coefficients: Object,
+    out: Object,
+    tile: Object,
+    segments: Object,  # noqa: ARG001 - as the others
+    streaming: Object,
 ) -> bool:
     """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
     shape = shape_of_both(x, axis, out)
@@ -309,7 +316,7 @@ def _scale(
     if not size or (shape[2] < NARROW) != _narrow or not same_or_apart(out, x, size):
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
-    options = _kernel_shape(shape, index(tile), index(segments)), index(streaming) == 1
+    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
     _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
@@ -356,37 +363,24 @@ def _way(x: Any, axis: Any, channels: Any, passes: Any) -> int:
 
 
 @inner
-def _whole(shape: Shape3, tile: int, segments: int) -> Shape3:  # noqa: ARG001 - as those below
+def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as the next one
     return shape
 
 
 @inner
-def _whole_matrix(shape: Shape3, tile: int, segments: int) -> Matrix:  # noqa: ARG001
+def _matrix(shape: Shape3, tile: int) -> Matrix:
     return shape[0] // tile, tile, shape[1], shape[2]
 
 
-@inner
-def _cut(shape: Shape3, tile: int, segments: int) -> tuple[Shape3, int]:  # noqa: ARG001
-    return shape, segments
-
-
-@inner
-def _cut_matrix(shape: Shape3, tile: int, segments: int) -> tuple[Matrix, int]:
-    return (shape[0] // tile, tile, shape[1], shape[2]), segments
-
-
-def _entries(function: Callable[..., bool], kernel: str, *, cut: bool = False) -> Entries:
-    """A table of a function with this kernel's twins in both modules, or with the phases in place of the kernel."""
-    layouts: Any = (
-        (channels_first, _cut if cut else _whole, False),
-        (channels_last, _cut_matrix if cut else _whole_matrix, True),
-    )
+def _entries(function: Callable[..., bool], kernel: str) -> Entries:
+    """A table of a function with this kernel's twins in both modules."""
+    layouts: Any = ((channels_first, _as_it_is, False), (channels_last, _matrix, True))
     bound = []
     for twin in ("serial", "parallel"):
         for module, kernel_shape, narrow in layouts:
-            name = f"{function.__name__}{'_cut' * cut}_{module.__name__.rpartition('.')[2]}_{twin}"
+            name = f"{function.__name__}_by_{kernel}_{module.__name__.rpartition('.')[2]}_{twin}"
             values = {
-                "_kernel": phases(module, kernel, twin) if cut else getattr(module, kernel).linked[twin],
+                "_kernel": getattr(module, kernel).linked[twin],
                 "_kernel_shape": kernel_shape,
                 "_narrow": narrow,
             }
@@ -395,10 +389,10 @@ def _entries(function: Callable[..., bool], kernel: str, *, cut: bool = False) -
 
 
 WAY = Entries(_way, dtypes=(np.float32,))
-FORWARD, FORWARD_CUT = _entries(_forward, "forward"), _entries(_forward, "forward", cut=True)
-BACKWARD, BACKWARD_CUT = _entries(_backward, "backward"), _entries(_backward, "backward", cut=True)
-INFERENCE = _entries(_inference, "normalize")
-SCALE = _entries(_scale, "normalize")
+FORWARD, BACKWARD = _entries(_forward, "forward"), _entries(_backward, "backward")
+FORWARD_IN_PHASES = _entries(_forward, "forward_in_phases")
+BACKWARD_IN_PHASES = _entries(_backward, "backward_in_phases")
+INFERENCE, SCALE = _entries(_inference, "normalize"), _entries(_scale, "normalize")
 UPDATE = Entries(_update)  # by the dtype of the running arrays
 if not KNOWN:  # everything goes the general way
     WAY[:] = [lambda *_: -1]

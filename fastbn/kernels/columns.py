@@ -21,7 +21,7 @@ from fastbn.kernels.stores import store, store_first
 
 CHUNK = 2048  # the most columns whose sums a task keeps at hand: 48 kB
 NEAR_CHUNK = 512  # and of tensors that the caches keep
-FUSED_TASKS = 4  # tasks to aim at where each takes all rows; 16, of narrower chunks, took 1.2 to 1.5 times as long
+LEAST_CHUNKS = 4  # chunks where each takes all rows; 16, narrower ones, took 1.2 to 1.5 times as long
 FAR = 3_000_000  # values from which a tensor comes from far, in order if rows are whole. On a Zen 4 the gradient's sums
 # of 4096x1024 took 0.72 to 0.79 of the time in chunks of 1024 columns, not 512, of 3136x1024 0.83 to 0.92, but of
 # 3136x768 1.0 to 1.08; of 6272x2048 0.82 to 0.85 in those of 2048, not 1024, of 1568x2048 0.88 to 1.01. Statistics 0.8
@@ -46,16 +46,16 @@ def chunks_of(shape: Matrix) -> int:
 
 
 @inner
-def fused_chunks(shape: Matrix, parallel: bool) -> int:
-    """How many chunks there are where a task takes all rows: with threads at least some, for their sake.
+def sum_chunks_of(shape: Matrix, segments: int, parallel: bool) -> int:
+    """How many chunks there are in a segment: with threads and one segment at least some, for their sake.
 
     On one core of a Zen 4, all 512 columns of 128 rows at once took 0.75 to 0.9 of the time.
     """
     _, tile, channels, inner = shape
     chunks = chunks_of(shape)
-    if tile > 1 or not parallel:
+    if tile > 1 or segments > 1 or not parallel:
         return chunks
-    return max(chunks, min(FUSED_TASKS, channels * inner // WIDE_DOUBLES))
+    return max(chunks, min(LEAST_CHUNKS, channels * inner // WIDE_DOUBLES))
 
 
 @inner

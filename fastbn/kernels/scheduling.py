@@ -5,10 +5,17 @@ alike, though: a neighbour uses one of them, or its caches, a thread is still as
 are slower by design. So the tasks of a ``prange`` over workers are taken one by one. A worker goes through its share
 from the first to the last, in the memory's order and, in the next pass, on the core that has seen it; who has done its
 share takes the last ones of another's. Which thread does a task changes no bit.
+
+Starting the threads and waiting for their end takes 2 to 4 us, so a kernel does it once: it has *phases*, of which one
+begins when all tasks of the one before are done (``meet``). Only a task that a thread is at work on is waited for, what
+nobody has begun the waiting thread would have taken: so it is no matter whether the workers run at the same time, or
+how many of them there are.
 """
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +28,10 @@ from fastbn._typing import Address, Int64Array
 from fastbn.kernels.addresses import LINE, data, instruction, part
 from fastbn.kernels.jit import inner
 
-COUNTER = LINE // 8  # numbers from one counter to the next, each on a line of its own
+COUNTERS = 2 * LINE // 8  # numbers of a worker's share in a phase: two counters, each on a line of its own,
+TAKEN = 0  # of its tasks that were taken,
+DONE = LINE // 8  # and, with the first worker's share, of all tasks that are done
+PATIENCE = 1000  # pauses of some 15 to 50 ns, before another thread is given this core
 LAST = 1 << 32  # a counter's upper half counts tasks that were taken from the end, its lower half those from the start
 
 
@@ -37,9 +47,51 @@ def fetch_add(typingctx: Any, x: Any, i: Any, value: Any) -> Any:
     """Add to ``x[i]``, an integer, in one step that no thread can come between; what it was before."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), args[2], "monotonic")
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), args[2], "acq_rel")
 
     return x.dtype(x, types.intp, x.dtype), codegen
+
+
+@instruction(lambda x, i: int(part(x, i, 1)[0]))
+def fetch(typingctx: Any, x: Any, i: Any) -> Any:
+    """``x[i]``, an integer, as other threads have left it; what they wrote before is there, too."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", x.dtype.bitwidth // 8)
+
+    return x.dtype(x, types.intp), codegen
+
+
+@instruction(lambda: None)
+def pause(typingctx: Any) -> Any:
+    """Leave the core to whoever shares it for an instant, where a processor knows how."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@instruction(lambda: None)
+def give_way(typingctx: Any) -> Any:
+    """Let another thread run, if there is one that waits for this core."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@instruction(lambda worker: worker)
+def signed(typingctx: Any, worker: Any) -> Any:
+    """The variable of a ``prange``: Numba takes it for signed, then for unsigned, and would compile ``turns`` twice."""
+    return types.int64(worker), lambda context, builder, sig, args: args[0]
 
 
 @instruction(lambda: 2)
@@ -54,9 +106,9 @@ def num_threads(typingctx: Any) -> Any:
 
 
 @inner
-def one_share(tasks: int) -> tuple[int]:
-    """All tasks for one worker."""
-    return (0,)
+def one_share(phases: int, tasks: int) -> tuple[tuple[int], tuple[int], tuple[int]]:
+    """All tasks of each phase for one worker."""
+    return (0,), (0,), (0,)
 
 
 @inner
@@ -66,18 +118,25 @@ def all_tasks(shares: tuple[int], tasks: int, worker: int) -> range:
 
 
 @inner
-def counters(workers: int) -> Int64Array:
-    """A row for the share of each worker, of which nothing is taken."""
-    shares = np.empty((workers, COUNTER), np.int64)
-    for worker in range(workers):
-        shares[worker, 0] = 0
+def go_on(shares: tuple[int], tasks: int) -> None:
+    """Nobody is waited for."""
+
+
+@inner
+def counters(phases: int, workers: int) -> Int64Array:
+    """A row for the share of each worker in each phase, of which nothing is taken and nothing done."""
+    shares = np.empty((phases, workers, COUNTERS), np.int64)
+    for phase in range(phases):
+        for worker in range(workers):
+            shares[phase, worker, TAKEN] = 0
+            shares[phase, worker, DONE] = 0
     return shares
 
 
 @inner
-def deal(tasks: int) -> Int64Array:
-    """Give each thread a share of the tasks, or each task a worker if there are fewer."""
-    return counters(min(tasks, num_threads()))
+def deal(phases: int, tasks: int) -> Int64Array:
+    """Shares of so many tasks, at the most, in each phase: one for each thread, or each task if there are fewer."""
+    return counters(phases, min(tasks, num_threads()))
 
 
 @inner
@@ -87,7 +146,7 @@ def take(shares: Address, workers: int, tasks: int, worker: int) -> int:
         owner = (worker + k) % workers
         start = tasks * owner // workers
         size = tasks * (owner + 1) // workers - start
-        taken = fetch_add(shares, owner * COUNTER, LAST if k else 1)
+        taken = fetch_add(shares, owner * COUNTERS + TAKEN, LAST if k else 1)
         first, last = taken % LAST, taken // LAST
         if first + last < size:
             return start + (size - 1 - last if k else first)
@@ -96,9 +155,26 @@ def take(shares: Address, workers: int, tasks: int, worker: int) -> int:
 
 @inner
 def turns(shares: Int64Array, tasks: int, worker: int) -> Iterator[int]:
-    """The tasks that a worker does."""
-    own: Any = np.int64(worker)  # unsigned in the loop of a parallel twin, for which all would be compiled once more
-    task = take(data(shares), len(shares), tasks, own)
+    """The tasks of a phase that a worker does."""
+    done = 0
+    task = take(data(shares), len(shares), tasks, worker)
     while task >= 0:
         yield task
-        task = take(data(shares), len(shares), tasks, own)
+        done += 1
+        task = take(data(shares), len(shares), tasks, worker)
+    fetch_add(data(shares), DONE, done)
+
+
+@inner
+def meet(shares: Int64Array, tasks: int) -> None:
+    """Wait until all tasks of a phase are done.
+
+    Whoever is waited for may need this core, where there are more threads than cores.
+    """
+    patience = PATIENCE
+    while fetch(data(shares), DONE) < tasks:
+        if patience > 0:
+            pause()
+            patience -= 1
+        else:
+            give_way()

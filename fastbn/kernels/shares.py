@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastbn.kernels.jit import shared
+from fastbn.kernels.jit import inner, shared
+from fastbn.kernels.registers import WIDEST_DOUBLES
+
+CHANNELS = 2 * WIDEST_DOUBLES  # of a task that does what there is to do for a channel and not for each of its values
 
 
 @shared
@@ -29,3 +32,15 @@ def equal(tasks: int, most: int) -> int:
     while more < tasks:
         more *= 2
     return min(most, more)
+
+
+@inner
+def channel_tasks(channels: int) -> int:
+    """Tasks of ``CHANNELS`` channels."""
+    return -(-channels // CHANNELS)
+
+
+@inner
+def channels_of(channels: int, task: int) -> tuple[int, int]:
+    """Those of such a task, ``left`` to ``right``."""
+    return task * CHANNELS, min(channels, (task + 1) * CHANNELS)

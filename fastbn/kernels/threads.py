@@ -16,10 +16,12 @@ FEW = 16
 SEGMENTED = 1 << 16
 """Values of a few long channels, which are cut: backward of 1x8x96x96, 74,000 values, 17.4 to 12.1 us."""
 
-COLUMNS = 1 << 17
-"""Values where channels are last: forward of 1x96x30x30, 86,000, 12.8 to 19.3 us; of 1x64x46x46, 135,000, 18.7 to 18.9.
+COLUMNS, COLUMNS_ONE_PASS = 3 << 15, 1 << 17
+"""Values where channels are last, in training and in inference.
 
-Training and inference: of 1x160x25x25, 100,000, 7.6 to 9.5, of 500x256, 128,000, 10.8 to 9.1.
+Training: forward and backward of 784x128, 100,000, 0.83 and 0.67 of the time, in a minute in which the two cores hear
+late of each other 1.17 and 0.94; of 784x96, 75,000, 0.89 and 0.77, or 1.28 and 1.0. Inference of 625x160, 100,000, 7.6
+to 9.5 us; of 500x256, 128,000, 10.8 to 9.1.
 """
 
 SHORT, SHORT_COLUMNS = 128, 1 << 16
@@ -35,7 +37,9 @@ def pay(shape: Shape3, passes: int) -> bool:
     outer, channels, inner = shape
     values = outer * channels * inner
     if inner < NARROW:
-        return values >= (SHORT_COLUMNS if passes == 2 and outer <= SHORT else COLUMNS)
+        if passes == 1:
+            return values >= COLUMNS_ONE_PASS
+        return values >= (SHORT_COLUMNS if outer <= SHORT else COLUMNS)
     if passes == 1:
         return values >= ONE_PASS
     return values >= (SEGMENTED if channels < FEW else PARALLEL)

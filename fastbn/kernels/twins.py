@@ -4,9 +4,13 @@ A *kernel* is compiled as ``serial``, for small tensors and for places where thr
 ``parallel`` for the rest. Both give the same bits. Its outer loop is a ``prange`` over workers (see ``scheduling``),
 of which the serial twin has one, for all tasks::
 
-    shares = deal(tasks)
-    for worker in prange(len(shares)):
-        for task in turns(shares, tasks, worker):
+    shares = deal(2, tasks)
+    for worker in prange(len(shares[0])):
+        own = signed(worker)
+        for task in turns(shares[0], tasks, own):
+            ...
+        meet(shares[0], tasks)
+        for task in turns(shares[1], tasks, own):
             ...
 """
 
@@ -24,8 +28,18 @@ IS_PARALLEL = True
 """In the body of a kernel: whether this is the parallel twin."""
 
 _TWINS: dict[str, dict[str, Any]] = {
-    "serial": {"IS_PARALLEL": False, "deal": scheduling.one_share, "turns": scheduling.all_tasks},
-    "parallel": {"IS_PARALLEL": True, "deal": scheduling.deal, "turns": scheduling.turns},
+    "serial": {
+        "IS_PARALLEL": False,
+        "deal": scheduling.one_share,
+        "turns": scheduling.all_tasks,
+        "meet": scheduling.go_on,
+    },
+    "parallel": {
+        "IS_PARALLEL": True,
+        "deal": scheduling.deal,
+        "turns": scheduling.turns,
+        "meet": scheduling.meet,
+    },
 }
 
 
