@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import llvmlite.binding
 import numba
 
-from bench import accesses, limit
+from bench import accesses, handover, limit
 from bench.cases import Array, Case, MissingError, Work, WrongResultError, check, expected
 from bench.peers import OURS, prepare
 from bench.timing import alternate
@@ -44,6 +44,8 @@ class Row(Measured):
     threads: int
     limits: dict[str, float]
     """Limit: seconds, for a tensor of this size; accesses of this operation; empty if they were not asked for."""
+    handover: NotRequired[float]
+    """Seconds until one core hears of what another has written; where there are two, with the limits."""
 
 
 def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int, limits: bool = True) -> Row:
@@ -55,8 +57,9 @@ def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int
     )
     calls = {library: work.run for library, work in works.items()}
     bounds = {**limit.calls(case.x.nbytes), **accesses.calls(case, operation)} if limits else {}
-    seconds = alternate({**calls, **bounds}, rounds=rounds)
-    return {
+    exchange = handover.call() if limits else None
+    seconds = alternate({**calls, **bounds, **({"handover": exchange} if exchange else {})}, rounds=rounds)
+    row: Row = {
         "operation": operation,
         "layout": case.layout,
         "shape": case.problem.name,
@@ -67,6 +70,9 @@ def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int
         "limits": {name: seconds[name] for name in bounds},
         "missing": missing,
     }
+    if exchange:
+        row["handover"] = seconds["handover"] / (2 * handover.PASSES)
+    return row
 
 
 def ready(

@@ -28,16 +28,17 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def times_table(rows: Sequence[Row]) -> str:
     """Milliseconds, a shape a row; the rows are of one operation and layout."""
     libraries = [OURS, *figures.competitors(rows)]
-    head = ["ms", *libraries, "limit", "fastbn, GB/s", "limit, GB/s"]
+    head = ["ms", *libraries, "limit", "fastbn, GB/s", "limit, GB/s", "handover, ns"]
     lines = []
     for row in rows:
         times = [*(figures.seconds(row, library) for library in libraries), figures.limit(row)]
         speeds = [time and figures.bandwidth(row, time) for time in (times[0], times[-1])]
         lines.append([row["shape"], *(_cell(time and time * 1e3, ".3g") for time in times)])
         lines[-1] += [_cell(speed, ".0f") for speed in speeds]
+        lines[-1].append(_cell(row["handover"] * 1e9 if "handover" in row else None, ".0f"))
     ratios = [figures.speedups(rows, library) for library in libraries[1:]]
     means = [f"**x {figures.mean(ratio):.2f}**" if ratio else "" for ratio in ratios]
-    lines.append(["fastbn, times as fast", "", *means, "", "", ""])
+    lines.append(["fastbn, times as fast", "", *means, "", "", "", ""])
     return markdown(head, lines)
 
 

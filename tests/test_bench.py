@@ -9,11 +9,12 @@ import numba
 import numpy as np
 import pytest
 
-from bench import accesses, every_shape, figures, limit, measure, report, run
+from bench import accesses, every_shape, figures, handover, limit, measure, report, run
 from bench.cases import OPERATIONS, MissingError, Work, WrongResultError, aligned, check, expected, make_case
 from bench.peers import OURS, PEERS, prepare
 from bench.shapes import PROBLEMS, RESNET50, Problem
 from bench.timing import alternate, geometric_mean
+from fastbn.kernels.jit import threads_usable
 
 SMALL = Problem("small", (4, 3, 5, 6), 1e-3)
 FLAT = Problem("flat", (32, 23), 1e-3)
@@ -109,10 +110,27 @@ def test_who_is_wrong_is_not_timed(monkeypatch):
     assert "relative error" in row["missing"]["NumPy"]
     assert row["limits"].keys() == limit.LIMITS.keys()
     assert row["bytes"] == 4 * 3 * 5 * 6 * 4
+    if threads_usable():
+        assert 1e-9 < row["handover"] < 1e-3
+    else:
+        assert "handover" not in row
 
     monkeypatch.setattr(measure, "OURS", "NumPy")
     with pytest.raises(WrongResultError):
         measure.measure(make_case(SMALL), "inference", ("NumPy",), rounds=1)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="no threads")
+def test_handovers_are_not_waited_for_on_one_thread():
+    count = np.zeros(1, np.int64)
+    handover.pass_on(False, count, 3)
+    assert count[0] < 6
+    for _ in range(100 if threads_usable() else 0):  # a thread may come too late
+        count[0] = 0
+        handover.pass_on(True, count, 3)
+        if count[0] == 6:
+            return
+    assert not threads_usable()
 
 
 def test_aligned():
@@ -224,12 +242,12 @@ def test_figures():
 
 def test_report():
     machine = {"cpu": "a CPU", "cores": 2, "system": "Linux", "date": "today", "versions": {"fastbn": "1"}}
-    lines = report.text(machine, ROWS).splitlines()
+    lines = report.text(machine, [{**ROWS[0], "handover": 7e-8}, *ROWS[1:]]).splitlines()
     assert "## float32, 2 threads" in lines
     assert "| ms | fastbn | PyTorch out= | oneDNN NCHW | oneDNN NHWC | oneDNN, best layout | limit |" in lines[6]
-    assert "| large | 6 | 12 | 60 | 3 | 3 | 3 | 15 | 30 |" in lines
-    assert "| small | 2 | 1 | 8 |  | 8 | 3 | 0 | 0 |" in lines
-    assert "| fastbn, times as fast |  | **x 1.00** | **x 6.32** | **x 0.50** | **x 1.41** |  |  |  |" in lines
+    assert "| large | 6 | 12 | 60 | 3 | 3 | 3 | 15 | 30 | 70 |" in lines
+    assert "| small | 2 | 1 | 8 |  | 8 | 3 | 0 | 0 |  |" in lines
+    assert "| fastbn, times as fast |  | **x 1.00** | **x 6.32** | **x 0.50** | **x 1.41** |  |  |  |  |" in lines
     assert "| PyTorch out= | 1.00 (0.50 at NCHW small), 2 shapes |" in lines
     assert "| oneDNN, best layout | 1.41 (0.50 at NCHW large), 2 shapes |" in lines
     assert "| fastbn | 2.00 (2.00 at NCHW large), 1 shape |" in lines  # over the limit, without the small one

@@ -8,7 +8,7 @@ import pytest
 
 from fastbn.kernels.addresses import data, offset, read, stack, write
 from fastbn.kernels.formulas import affine1
-from fastbn.kernels.lanes import blend, if_zero, not_negative, root, spread, spread_doubles, sum_of
+from fastbn.kernels.lanes import blend, if_zero, least_of, lesser, not_negative, root, spread, spread_doubles, sum_of
 from fastbn.kernels.loads import (
     load,
     load_doubles,
@@ -143,6 +143,24 @@ def test_nan_infinity_and_zero():
         np.testing.assert_array_equal(out[16:24], np.sqrt(x))
         np.testing.assert_array_equal(out[24:32], out[:8])
         np.testing.assert_array_equal(out[40:48], out[16:24])
+
+
+@numba.njit
+def least(x, out):
+    source, target = data(x), data(out)
+    values = lesser(load_doubles(source, 0), spread_doubles(2.0))
+    store(target, 0, values)
+    write(target, 8, least_of(values))
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_least(place):
+    x, out = np.array([3.0, np.nan, np.inf, 2.0, 5.0, -0.0, 1.5, 7.0]), np.empty(9)
+    x[place] = -np.inf if place == 3 else -4.0 - place
+    with np.errstate(all="ignore"):
+        least(x, out)
+        np.testing.assert_array_equal(out[:8], np.where(x < 2, x, 2.0))
+    assert out[8] == x[place]
 
 
 @numba.njit

@@ -12,7 +12,7 @@ from fastbn._typing import Address, Address3, Address4, Array, Float64Array
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import inner, small
-from fastbn.kernels.lanes import spread_doubles
+from fastbn.kernels.lanes import least_of, lesser, spread_doubles
 from fastbn.kernels.loads import load_first_doubles
 from fastbn.kernels.registers import DOUBLES
 from fastbn.kernels.stores import store_first
@@ -98,16 +98,13 @@ def statistics_channels(
 
     NaN is not compared; where there is nothing else the least is infinity.
     """
-    least = np.inf
+    least = spread_doubles(np.inf)
     for c in range(0, channels, DOUBLES):
         n = min(DOUBLES, channels - c)
         store_first(mean64, c, n, load_first_doubles(mean, c, n, 0.0))
+        least = lesser(load_first_doubles(var, c, n, np.inf), least)
     inv_std_channels(0, channels, var, eps, inv_std)
-    for c in range(channels):
-        value = np.float64(read(var, c))
-        if value < least:
-            least = value
-    return least
+    return least_of(least)
 
 
 @small

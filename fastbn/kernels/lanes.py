@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -145,26 +146,51 @@ def blend(typingctx: Any, n: Any, a: Any, b: Any) -> Any:
     return a(types.intp, a, a), codegen
 
 
+@instruction(lambda values, others: np.asarray(np.where(values < others, values, others))[()])
+def lesser(typingctx: Any, values: Any, others: Any) -> Any:
+    """The lesser of each two lanes of float64; the other one where the first is NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return each(builder, lambda a, b: _lesser(builder, a, b), *args)
+
+    return values(values, values), codegen
+
+
+def _lesser(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+def _fold(builder: Any, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
+    """One value of all lanes, halves first."""
+    registers = split(builder, value)
+    while len(registers) > 1:
+        half = len(registers) // 2
+        registers = [operation(a, b) for a, b in zip(registers[:half], registers[half:], strict=True)]
+    result = registers[0]
+    while result.type.count > 1:
+        half = result.type.count // 2
+        undefined = ir.Constant(result.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(
+                result, undefined, ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half)))
+            )
+            for start in (0, half)
+        )
+        result = operation(low, high)
+    return builder.extract_element(result, ir.Constant(ir.IntType(32), 0))
+
+
 @instruction(lambda values: float(values.sum()))
 def sum_of(typingctx: Any, values: Any) -> Any:
     """The sum of all lanes, halves first; interpreted, in NumPy's order."""
+    return values.dtype(values), lambda context, builder, sig, args: _fold(builder, args[0], builder.fadd)
+
+
+@instruction(lambda values: float(values.min()))
+def least_of(typingctx: Any, values: Any) -> Any:
+    """The least of all lanes, none of which is NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        registers = split(builder, args[0])
-        while len(registers) > 1:
-            half = len(registers) // 2
-            registers = [builder.fadd(a, b) for a, b in zip(registers[:half], registers[half:], strict=True)]
-        total = registers[0]
-        while total.type.count > 1:
-            half = total.type.count // 2
-            undefined = ir.Constant(total.type, ir.Undefined)
-            low, high = (
-                builder.shuffle_vector(
-                    total, undefined, ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half)))
-                )
-                for start in (0, half)
-            )
-            total = builder.fadd(low, high)
-        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+        return _fold(builder, args[0], lambda a, b: _lesser(builder, a, b))
 
     return values.dtype(values), codegen
