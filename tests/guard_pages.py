@@ -139,7 +139,7 @@ def main(large: bool) -> None:
         "pay": threads_for_eight,
         "TASKS": 5,
         "MIN_ROWS": 2,
-        "WHOLE_VALUES": 64,
+        "LEAST_CHUNKS": 1,
     }
     count = 0
     for (shape, axis), dtype in itertools.product(LARGE if large else SMALL, (np.float32, np.float64)):

@@ -140,14 +140,27 @@ def deal(phases: int, tasks: int) -> Int64Array:
 
 
 @inner
+def _taken(counter: int) -> tuple[int, int]:
+    """How many tasks of a share were taken from its start, and from its end."""
+    return counter % LAST, counter // LAST
+
+
+@inner
 def take(shares: Address, workers: int, tasks: int, worker: int) -> int:
-    """The next task of a worker; -1 if there is none left."""
+    """The next task of a worker; -1 if there is none left.
+
+    Whether there is any in another's share is looked at first: what is only read, all may have at the same time.
+    """
     for k in range(workers):
         owner = (worker + k) % workers
         start = tasks * owner // workers
         size = tasks * (owner + 1) // workers - start
-        taken = fetch_add(shares, owner * COUNTERS + TAKEN, LAST if k else 1)
-        first, last = taken % LAST, taken // LAST
+        place = owner * COUNTERS + TAKEN
+        if k:
+            first, last = _taken(fetch(shares, place))
+            if first + last >= size:
+                continue
+        first, last = _taken(fetch_add(shares, place, LAST if k else 1))
         if first + last < size:
             return start + (size - 1 - last if k else first)
     return -1
