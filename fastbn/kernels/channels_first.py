@@ -16,16 +16,15 @@ from numba import prange
 
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.addresses import data, stack
-from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
+from fastbn.kernels.coefficients import affine_channels, four_of, gradient_channels, inv_std_channels, three_of
 from fastbn.kernels.formulas import mean_var1
 from fastbn.kernels.group_tasks import (
     add_moments,
     add_products,
     add_up,
-    coefficients3,
-    coefficients4,
     finish,
     finish_gradient,
+    group_of,
     merge,
     write_gradient,
     write_output,
@@ -95,8 +94,7 @@ def forward(
     for worker in prange(len(shares[0])):
         own = signed(worker)
         for task in turns(shares[0], groups, own):
-            left = channels * task // groups
-            right = channels * (task + 1) // groups
+            left, right = group_of(channels, groups, task)
             count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
             for c in range(left, right):
                 mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
@@ -138,7 +136,7 @@ def forward_in_phases(
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
-            values = coefficients3(ready, channels, left)
+            values = three_of(ready, channels, left)
             finish(data(x), found, segments, shape, left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):
@@ -210,8 +208,7 @@ def backward(
     for worker in prange(len(shares[0])):
         own = signed(worker)
         for task in turns(shares[0], groups, own):
-            left = channels * task // groups
-            right = channels * (task + 1) // groups
+            left, right = group_of(channels, groups, task)
             group_sums(
                 data(dout),
                 data(x),
@@ -276,7 +273,7 @@ def backward_in_phases(
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
-            values = coefficients4(ready, channels, left)
+            values = four_of(ready, channels, left)
             finish_gradient(data(x), found, segments, shape, left, right, about, inverse, scale, totals, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):

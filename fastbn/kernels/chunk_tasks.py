@@ -9,7 +9,7 @@ from fastbn.kernels.addresses import offset, read, stack, write
 from fastbn.kernels.chunk_gradients import gradient_chunk
 from fastbn.kernels.chunk_outputs import normalize_chunk
 from fastbn.kernels.chunks import SCRATCH, lead
-from fastbn.kernels.coefficients import affine_channels, copy, gradient_channels, inv_std_channels
+from fastbn.kernels.coefficients import affine_channels, copy, four_of, gradient_channels, inv_std_channels, three_of
 from fastbn.kernels.columns import chunk_moments, chunk_sums, edge_of
 from fastbn.kernels.jit import inner
 from fastbn.kernels.segments import add_segments, merge_segments, sums_of
@@ -73,15 +73,10 @@ def finish(
     coefficients: Address,
 ) -> None:
     """Mean, variance, ``inv_std`` and coefficients of the channels ``left`` to ``right``; gamma and beta are given."""
-    channels = shape[2]
     mean, var, inv_std = statistics
     merge_segments(parts, segments, shape, left, right, origin, mean, var)
     inv_std_channels(left, right, var, eps, inv_std)
-    values = (
-        offset(coefficients, left),
-        offset(coefficients, channels + left),
-        offset(coefficients, 2 * channels + left),
-    )
+    values = three_of(coefficients, shape[2], left)
     affine_channels(x, left, right, mean, inv_std, parameters[0], parameters[1], values)
 
 
@@ -108,7 +103,7 @@ def write_gradient(
     coefficients: Address,
     streaming: bool,
 ) -> None:
-    """The part of dx, as ``write``."""
+    """The part of dx, as ``write_output``."""
     shift = lead(dx, shape, left, start)
     values = (
         offset(stack(x, SCRATCH), shift),
@@ -154,11 +149,6 @@ def finish_gradient(
     """``add_up``, and the coefficients."""
     rows, tile, channels, inner = shape
     add_up(parts, segments, shape, left, right, inv_std, sums)
-    values = (
-        offset(coefficients, left),
-        offset(coefficients, channels + left),
-        offset(coefficients, 2 * channels + left),
-        offset(coefficients, 3 * channels + left),
-    )
+    values = four_of(coefficients, channels, left)
     count = np.float64(rows * inner * tile)
     gradient_channels(x, left, right, mean, inv_std, gamma, sums[0], sums[1], count, values)

@@ -19,6 +19,20 @@ from fastbn.kernels.stores import store_first
 
 
 @inner
+def three_of(coefficients: Address, channels: int, left: int) -> Address3:
+    """Where those of the channels from ``left`` on lie, of (3, C)."""
+    first = offset(coefficients, left)
+    return first, offset(first, channels), offset(first, 2 * channels)
+
+
+@inner
+def four_of(coefficients: Address, channels: int, left: int) -> Address4:
+    """The same of (4, C)."""
+    first = offset(coefficients, left)
+    return first, offset(first, channels), offset(first, 2 * channels), offset(first, 3 * channels)
+
+
+@inner
 def affine_channels(
     x: Address,
     left: int,
@@ -77,7 +91,7 @@ def gradient_channels(
 def affine(mean: Array, inv_std: Array, gamma: Array, beta: Array, coefficients: Array) -> None:
     """``coefficients``, (3, C), of ``affine1``."""
     x = data(coefficients)
-    values = x, offset(x, mean.size), offset(x, 2 * mean.size)
+    values = three_of(x, mean.size, 0)
     affine_channels(x, 0, mean.size, data(mean), data(inv_std), data(gamma), data(beta), values)
 
 
@@ -121,7 +135,7 @@ def affine_of_var(
     """The same from variances; also ``statistics_channels``."""
     least = statistics_channels(data(mean), data(var), eps, mean.size, data(mean64), data(inv_std))
     x = data(coefficients)
-    values = x, offset(x, mean.size), offset(x, 2 * mean.size)
+    values = three_of(x, mean.size, 0)
     affine_channels(x, 0, mean.size, data(mean64), data(inv_std), data(gamma), data(beta), values)
     return least
 
@@ -138,7 +152,7 @@ def gradient(
 ) -> None:
     """``coefficients``, (4, C), of ``gradient1``."""
     x = data(coefficients)
-    values = x, offset(x, mean.size), offset(x, 2 * mean.size), offset(x, 3 * mean.size)
+    values = four_of(x, mean.size, 0)
     statistics = data(mean), data(inv_std), data(gamma), data(sum_dout), data(sum_dout_xhat)
     gradient_channels(
         x, 0, mean.size, statistics[0], statistics[1], statistics[2], statistics[3], statistics[4], count, values

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastbn._typing import Address, Address2, Address3, Address4, Shape3
 from fastbn.kernels.addresses import offset, read, write
-from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
+from fastbn.kernels.coefficients import affine_channels, four_of, gradient_channels, inv_std_channels, three_of
 from fastbn.kernels.formulas import mean_var1, merge_moments1
 from fastbn.kernels.groups import gradient_group, normalize_group
 from fastbn.kernels.jit import inner
@@ -81,22 +81,8 @@ def write_output(
 ) -> None:
     """The output of a part, from all channels' coefficients."""
     left, right, start, stop, piece = piece_of(shape, cuts, task)
-    values = coefficients3(coefficients, shape[1], left)
+    values = three_of(coefficients, shape[1], left)
     normalize_group(x, out, shape, left, right, start, stop, piece, cuts[2], AHEAD, False, values, streaming)
-
-
-@inner
-def coefficients3(coefficients: Address, channels: int, left: int) -> Address3:
-    """Where those of a group begin."""
-    first = offset(coefficients, left)
-    return first, offset(first, channels), offset(first, 2 * channels)
-
-
-@inner
-def coefficients4(coefficients: Address, channels: int, left: int) -> Address4:
-    """The same of four."""
-    first = offset(coefficients, left)
-    return first, offset(first, channels), offset(first, 2 * channels), offset(first, 3 * channels)
 
 
 @inner
@@ -160,9 +146,9 @@ def write_gradient(
     coefficients: Address,
     streaming: bool,
 ) -> None:
-    """The part of dx, as ``write``."""
+    """The part of dx, as ``write_output``."""
     left, right, start, stop, piece = piece_of(shape, cuts, task)
-    values = coefficients4(coefficients, shape[1], left)
+    values = four_of(coefficients, shape[1], left)
     gradient_group(dout, x, dx, shape, left, right, start, stop, piece, cuts[2], AHEAD, False, values, streaming)
 
 
