@@ -19,7 +19,6 @@ import numpy as np
 
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
-from fastbn.kernels.addresses import plain
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import inner, small
@@ -72,10 +71,9 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
         return
     values = np.empty((3, channels), x.dtype)
     affine_of_var(mean, var, eps, gamma, beta, np.empty(channels), np.empty(channels), values)
-    # A comparison, as a constant would compile the kernels once more.
     if inner < NARROW:
         matrix = outer, 1, channels, inner
-        _last_normalize(x.reshape(-1), matrix, values, out.reshape(-1), x.size < 0)
+        _last_normalize(x.reshape(-1), matrix, values, out.reshape(-1), False)
     else:
         _first_normalize(x.reshape(-1), shape, values, out.reshape(-1), x.size >= _STREAM)
 
@@ -125,14 +123,10 @@ def forward(
     scale, shift = gamma.astype(np.float64), beta.astype(np.float64)
     if inner < NARROW:
         matrix = outer, 1, channels, inner
-        _last_forward(
-            x.reshape(-1), matrix, plain(1), eps, scale, shift, out.reshape(-1), mean, var, inv_std, x.size < 0
-        )
+        _last_forward(x.reshape(-1), matrix, 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, False)
     else:
         streaming = x.size >= _STREAM
-        _first_forward(
-            x.reshape(-1), shape, plain(1), eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming
-        )
+        _first_forward(x.reshape(-1), shape, 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming)
     return mean, var, inv_std
 
 
@@ -223,8 +217,8 @@ def backward(
     flat = dout.reshape(-1), x.reshape(-1), dx.reshape(-1)
     if inner < NARROW:
         matrix = outer, 1, channels, inner
-        _last_backward(flat[0], flat[1], matrix, plain(1), mean, inv_std, scale, dbeta, dgamma, flat[2], x.size < 0)
+        _last_backward(flat[0], flat[1], matrix, 1, mean, inv_std, scale, dbeta, dgamma, flat[2], False)
     else:
         streaming = x.size >= _STREAM
-        _first_backward(flat[0], flat[1], shape, plain(1), mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)
+        _first_backward(flat[0], flat[1], shape, 1, mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)
     return dgamma, dbeta

@@ -27,6 +27,7 @@ from fastbn.kernels import (
     chunk_tasks,
     columns,
     groups,
+    prefetch,
     registers,
     rows,
 )
@@ -147,8 +148,35 @@ fastbn.backward(x, cache)
     kernels = {f"_{each}_by_{each}_in_phases_channels_last_{twin}" for each in ("forward", "backward")}
     assert kernels <= set(made)
     inside = (*vars(channels_last), *vars(chunk_tasks), *vars(columns), *vars(chunk_outputs), *vars(chunk_gradients))
-    shared = {"chunks_of", "_size"}  # with Python
-    assert not [name for name in made if "gufunc" in name or name in {*inside} - shared or name.endswith("_linked")]
+    assert not [name for name in made if "gufunc" in name or name in inside or name.endswith("_linked")]
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="its compiled code")
+def test_what_kernels_call_is_not_for_python():
+    """It has no address; Numba would jump there."""
+    loop = chunk_outputs._normalize_in_order
+    loop.compile(LOOPS[loop])
+    for function in (loop, chunk_outputs._normalize_part):
+        (arguments,) = function.overloads
+        with pytest.raises(TypeError, match=f"{function.__name__} is for compiled code to call"):
+            function(*arguments)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="its compiled code")
+@pytest.mark.parametrize(
+    ("loop", "called"),
+    [
+        (chunk_outputs._normalize_in_order, chunk_outputs._normalize_part),
+        (chunk_gradients._gradient_in_order, chunk_gradients._gradient_part),
+        (columns._add_squares, prefetch.onward),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_number_in_the_source_is_as_any_other(loop, called):
+    """Numba would compile what is called with it for that number alone."""
+    loop.compile(LOOPS[loop])
+    assert called.overloads
+    assert not [args for args in called.overloads if any(isinstance(each, types.Literal) for each in args)]
 
 
 SUMS = """

@@ -29,12 +29,6 @@ def instruction(interpreted: Callable[..., Any]) -> Callable[[Callable[..., Any]
     return lambda typing: interpreted if numba.config.DISABLE_JIT else intrinsic(prefer_literal=True)(typing)
 
 
-@instruction(lambda value: value)
-def plain(typingctx: Any, value: Any) -> Any:
-    """A number that is written in the source: where a function is called with one, Numba compiles it for that alone."""
-    return types.unliteral(value)(value), lambda context, builder, sig, args: args[0]
-
-
 def pointer(builder: Any, address: Any, index: Any, to: Any) -> Any:
     """``address[index]`` as a pointer to the LLVM type ``to``."""
     return builder.bitcast(builder.gep(address, [index]), to.as_pointer())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastbn._typing import Address, Address4, Matrix
-from fastbn.kernels.addresses import offset, plain
+from fastbn.kernels.addresses import offset
 from fastbn.kernels.chunks import KEPT, ask_ahead, rows_at_once, spread_all
 from fastbn.kernels.formulas import grad_input1
 from fastbn.kernels.jit import elementwise, inner
@@ -123,7 +123,7 @@ def _gradient_in_order(
         i = min(aligned(dx, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(dx, k + far)
-            _gradient_part(dout, x, dx, k, stride, 1, plain(0), i, values, plain(False))
+            _gradient_part(dout, x, dx, k, stride, 1, 0, i, values, False)
         while i + step <= size:
             ask_ahead(dout, k + i, stride, size)
             ask_ahead(x, k + i, stride, size)
@@ -160,7 +160,7 @@ def gradient_chunk(
     whole = size == stride
     for j in range(4):
         spread_all(values[j], right - left, inner, tile, head if whole else 0)
-    _gradient_part(dout, x, dx, at, stride, 1 if whole else stop - start, plain(0), head, values, plain(False))
+    _gradient_part(dout, x, dx, at, stride, 1 if whole else stop - start, 0, head, values, False)
     shifted = (
         offset(values[0], head),
         offset(values[1], head),
@@ -177,10 +177,10 @@ def gradient_chunk(
         pairs = rows // 2 if step == 2 else 0
         _gradient_pairs(dout, x, dx, at, stride, pairs, run, shifted, streaming)
         _gradient_in_order(dout, x, dx, at + 2 * pairs * stride, stride, rows - 2 * pairs, run, shifted, streaming)
-        _gradient_in_order(dout, x, dx, last, stride, plain(1), size - head, shifted, streaming)
+        _gradient_in_order(dout, x, dx, last, stride, 1, size - head, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
             _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _gradient_rows(dout, x, dx, last, stride, plain(1), size - head, shifted, streaming, wide)
+        _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming, wide)
     if streaming:
         drain()

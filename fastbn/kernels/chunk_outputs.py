@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastbn._typing import Address, Address3, Matrix
-from fastbn.kernels.addresses import offset, plain
+from fastbn.kernels.addresses import offset
 from fastbn.kernels.chunks import KEPT, PAIRED, ask_ahead, rows_at_once, spread_all
 from fastbn.kernels.formulas import normalize1
 from fastbn.kernels.jit import elementwise, inner
@@ -88,7 +88,7 @@ def _normalize_in_order(
         i = min(aligned(out, k) - k, size) if streaming else 0
         if i > 0:
             prefetch_to_write(out, k + far)
-            _normalize_part(x, out, k, stride, 1, plain(0), i, values, plain(False))
+            _normalize_part(x, out, k, stride, 1, 0, i, values, False)
         while i + step <= size:
             ask_ahead(x, k + i, stride, size)
             a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
@@ -128,7 +128,7 @@ def normalize_chunk(
     whole = size == stride
     for j in range(3):
         spread_all(values[j], right - left, inner, tile, head if whole else 0)
-    _normalize_part(x, out, at, stride, 1 if whole else stop - start, plain(0), head, values, plain(False))
+    _normalize_part(x, out, at, stride, 1 if whole else stop - start, 0, head, values, False)
     shifted = offset(values[0], head), offset(values[1], head), offset(values[2], head)
     at += head
     rows = stop - start - 1
@@ -140,10 +140,10 @@ def normalize_chunk(
         pairs = rows // 2 if step == 2 and stride <= PAIRED * width(x) else 0
         _normalize_pairs(x, out, at, stride, pairs, run, shifted, streaming)
         _normalize_in_order(x, out, at + 2 * pairs * stride, stride, rows - 2 * pairs, run, shifted, streaming)
-        _normalize_in_order(x, out, last, stride, plain(1), size - head, shifted, streaming)
+        _normalize_in_order(x, out, last, stride, 1, size - head, shifted, streaming)
     else:
         for k in range(at, last, step * stride):
             _normalize_rows(x, out, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
-        _normalize_rows(x, out, last, stride, plain(1), size - head, shifted, streaming, wide)
+        _normalize_rows(x, out, last, stride, 1, size - head, shifted, streaming, wide)
     if streaming:
         drain()

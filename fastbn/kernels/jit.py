@@ -34,23 +34,24 @@ _COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 _ENTRY: dict[str, Any] = {**_COMMON, "pipeline_class": linking.EntryCompiler}
 """For what Python calls."""
 
-_INNER: dict[str, Any] = {
-    **_COMMON,
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-    "pipeline_class": linking.LinkedCompiler,
-}
-"""For what Python does not call: no wrappers, and neither optimised nor machine code but as a part of callers."""
+_INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For what Python does not call."""
+
+
+def _linked(function: Callable[P, R], **options: Any) -> Callable[P, R]:
+    if numba.config.DISABLE_JIT:
+        return function
+    return cast(Callable[P, R], linking.LinkedDispatcher(function, _INNER | options))
 
 
 def inner(function: Callable[P, R], *, parallel: bool = False) -> Callable[P, R]:
     """Compile without any licence to change the arithmetic."""
-    return cast(Callable[P, R], numba.njit(parallel=parallel, **_INNER)(function))
+    return _linked(function, parallel=parallel)
 
 
 def elementwise(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with fused multiply-add."""
-    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, **_INNER)(function))
+    return _linked(function, fastmath={"contract"})
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,12 +60,13 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
     LLVM calls what is long, and at a call the loads that are under way come to an end: backward of 65536x64 took 1.2
     times as long, of planes of 7x7 1.1 to 1.3 times.
     """
-    return cast(Callable[P, R], numba.njit(fastmath={"contract"}, forceinline=True, **_INNER)(function))
+    return _linked(function, fastmath={"contract"}, forceinline=True)
 
 
 def shared(function: Callable[P, R]) -> Callable[P, R]:
     """Compile for kernels only what plans ask, too: the first plan of a process took 0.1 to 0.3 s longer."""
-    return cast(Callable[P, R], numba.extending.register_jitable(error_model="numpy")(function))
+    options = _INNER | {"pipeline_class": linking.LinkedCompiler}
+    return cast(Callable[P, R], numba.extending.register_jitable(**options)(function))
 
 
 class _Threads:
