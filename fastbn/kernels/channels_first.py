@@ -16,22 +16,19 @@ from numba import prange
 
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels.addresses import data, stack
-from fastbn.kernels.coefficients import affine_channels, four_of, gradient_channels, inv_std_channels, three_of
-from fastbn.kernels.formulas import mean_var1
+from fastbn.kernels.coefficients import finish_gradient, finish_products, finish_statistics, four_of, three_of
 from fastbn.kernels.group_tasks import (
     add_moments,
     add_products,
-    add_up,
-    finish,
-    finish_gradient,
     group_of,
     merge,
     write_gradient,
     write_output,
 )
 from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
-from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_sums, groups_of, origin_of
+from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_sums, groups_of, means_vars
 from fastbn.kernels.scheduling import deal, meet, signed, turns
+from fastbn.kernels.segments import add_segments, segments_of
 from fastbn.kernels.shares import channel_tasks, channels_of
 from fastbn.kernels.twins import kernel
 
@@ -42,7 +39,7 @@ def batch_stats(x: Array, shape: Shape3, segments: int, mean: Float64Array, var:
     channels = shape[1]
     groups = groups_of(shape, 1)
     sums, merges = segments * groups, channel_tasks(channels)
-    parts = np.empty((segments, 3, channels))
+    parts = segments_of(segments, channels)
     shares = deal(2, max(sums, merges))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -95,12 +92,12 @@ def forward(
         own = signed(worker)
         for task in turns(shares[0], groups, own):
             left, right = group_of(channels, groups, task)
-            count = group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
-            for c in range(left, right):
-                mean[c], var[c] = mean_var1(origin_of(data(x), shape, c), count, mean[c], var[c])
-            inv_std_channels(left, right, data(var), eps, data(inv_std))
+            parameters = data(gamma), data(beta)
+            statistics = data(mean), data(var), data(inv_std)
             values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-            affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
+            group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
+            means_vars(data(x), shape, left, right, data(mean), data(var))
+            finish_statistics(data(x), left, right, eps, parameters, statistics, values)
             ahead = (right - left) * inner
             normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
 
@@ -123,7 +120,7 @@ def forward_in_phases(
     channels = shape[1]
     groups, cuts = groups_of(shape, 1), cuts_of(shape)
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
-    parts = np.empty((segments, 3, channels))
+    parts = segments_of(segments, channels)
     coefficients = np.empty((3, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
@@ -137,7 +134,8 @@ def forward_in_phases(
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
             values = three_of(ready, channels, left)
-            finish(data(x), found, segments, shape, left, right, eps, parameters, statistics, values)
+            merge(data(x), found, segments, shape, left, right, data(mean), data(var))
+            finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):
             write_output(data(x), data(out), shape, cuts, task, ready, streaming)
@@ -158,7 +156,7 @@ def backward_sums(
     channels = shape[1]
     groups = groups_of(shape, 2)
     sums, merges = segments * groups, channel_tasks(channels)
-    parts = np.empty((segments, 3, channels))
+    parts = segments_of(segments, channels)
     shares = deal(2, max(sums, merges))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -168,7 +166,8 @@ def backward_sums(
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
             totals = data(sum_dout), data(sum_dout_xhat)
-            add_up(data(parts), segments, channels, left, right, data(inv_std), totals)
+            add_segments(data(parts), segments, channels, left, right, totals)
+            finish_products(left, right, data(inv_std), totals)
 
 
 @kernel
@@ -203,39 +202,17 @@ def backward(
     """
     outer, channels, inner = shape
     count = np.float64(outer * inner)
-    groups = groups_of(shape, 2)
+    groups, blocks = groups_of(shape, 2), blocks_of(outer, inner)
     shares = deal(1, groups)
     for worker in prange(len(shares[0])):
         own = signed(worker)
         for task in turns(shares[0], groups, own):
             left, right = group_of(channels, groups, task)
-            group_sums(
-                data(dout),
-                data(x),
-                shape,
-                left,
-                right,
-                0,
-                blocks_of(outer, inner),
-                data(mean),
-                data(sum_dout),
-                data(sum_dout_xhat),
-            )
-            for c in range(left, right):
-                sum_dout_xhat[c] *= inv_std[c]
+            statistics = data(mean), data(inv_std), data(gamma)
+            totals = data(sum_dout), data(sum_dout_xhat)
             values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-            gradient_channels(
-                data(x),
-                left,
-                right,
-                data(mean),
-                data(inv_std),
-                data(gamma),
-                data(sum_dout),
-                data(sum_dout_xhat),
-                count,
-                values,
-            )
+            group_sums(data(dout), data(x), shape, left, right, 0, blocks, statistics[0], totals)
+            finish_gradient(data(x), left, right, count, statistics, totals, values)
             ahead = (right - left) * inner
             gradient_group(
                 data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
@@ -257,24 +234,26 @@ def backward_in_phases(
     streaming: bool,
 ) -> None:
     """``backward_sums``, then ``backward_input``: the same bits. Reads dout and x twice, writes dx once."""
-    channels = shape[1]
+    outer, channels, inner = shape
+    count = np.float64(outer * inner)
     groups, cuts = groups_of(shape, 2), cuts_of(shape)
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
-    parts = np.empty((segments, 3, channels))
+    parts = segments_of(segments, channels)
     coefficients = np.empty((4, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
         found, ready = data(parts), data(coefficients)
-        about, inverse, scale = data(mean), data(inv_std), data(gamma)
+        statistics = data(mean), data(inv_std), data(gamma)
         totals = data(sum_dout), data(sum_dout_xhat)
         for task in turns(shares[0], sums, own):
-            add_products(data(dout), data(x), shape, groups, segments, task, about, found)
+            add_products(data(dout), data(x), shape, groups, segments, task, statistics[0], found)
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
             values = four_of(ready, channels, left)
-            finish_gradient(data(x), found, segments, shape, left, right, about, inverse, scale, totals, values)
+            add_segments(found, segments, channels, left, right, totals)
+            finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):
             write_gradient(data(dout), data(x), data(dx), shape, cuts, task, ready, streaming)

@@ -25,18 +25,16 @@ from fastbn.kernels.chunk_outputs import normalize_chunk
 from fastbn.kernels.chunk_tasks import (
     add_moments,
     add_products,
-    add_up,
-    finish,
-    finish_gradient,
+    merge,
     part_of,
     write_gradient,
     write_output,
 )
 from fastbn.kernels.chunks import SCRATCH, lead, output_chunks_of, row_blocks_of
-from fastbn.kernels.coefficients import affine_channels, gradient_channels, inv_std_channels
-from fastbn.kernels.columns import chunk_moments, chunk_sums, chunks_of, edge_of, means_vars, pivots, sum_chunks_of
+from fastbn.kernels.coefficients import finish_gradient, finish_products, finish_statistics, four_of, three_of
+from fastbn.kernels.columns import chunk_moments, chunk_sums, chunks_of, means_vars, pivots, sum_chunks_of
 from fastbn.kernels.scheduling import deal, meet, signed, turns
-from fastbn.kernels.segments import merge_segments, segments_of
+from fastbn.kernels.segments import add_segments, segments_of
 from fastbn.kernels.shares import channel_tasks, channels_of
 from fastbn.kernels.twins import IS_PARALLEL, kernel
 
@@ -58,7 +56,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
-            merge_segments(data(parts), segments, shape, left, right, data(origin), data(mean), data(var))
+            merge(data(parts), segments, shape, left, right, data(origin), data(mean), data(var))
 
 
 @kernel
@@ -96,6 +94,7 @@ def forward(
     Reads x and writes out once where a chunk stays in cache, else reads x twice.
     """
     rows, tile, channels, inner = shape
+    count = np.float64(rows * inner * tile)
     chunks = chunks_of(shape)
     origin = np.empty(channels)
     pivots(data(x), 0, channels, inner, data(origin))
@@ -103,19 +102,19 @@ def forward(
     for worker in prange(len(shares[0])):
         own = signed(worker)
         for chunk in turns(shares[0], chunks, own):
-            left = edge_of(shape, chunks, chunk)
-            right = edge_of(shape, chunks, chunk + 1)
-            chunk_moments(data(x), shape, left, right, 0, rows, data(origin), data(mean), data(var))
-            means_vars(left, right, data(origin), np.float64(rows * inner * tile), data(mean), data(var))
-            inv_std_channels(left, right, data(var), eps, data(inv_std))
-            shift = lead(data(out), shape, left, 0)
+            left, right, start, stop = part_of(shape, chunks, 1, chunk)
+            parameters = data(gamma), data(beta)
+            statistics = data(mean), data(var), data(inv_std)
+            shift = lead(data(out), shape, left, start)
             values = (
                 offset(stack(x, SCRATCH), shift),
                 offset(stack(x, SCRATCH), shift),
                 offset(stack(x, SCRATCH), shift),
             )
-            affine_channels(data(x), left, right, data(mean), data(inv_std), data(gamma), data(beta), values)
-            normalize_chunk(data(x), data(out), shape, left, right, 0, rows, values, streaming)
+            chunk_moments(data(x), shape, left, right, start, stop, data(origin), data(mean), data(var))
+            means_vars(left, right, data(origin), count, data(mean), data(var))
+            finish_statistics(data(x), left, right, eps, parameters, statistics, values)
+            normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
 
 
 @kernel
@@ -145,17 +144,19 @@ def forward_in_phases(
         own = signed(worker)
         parameters = data(gamma), data(beta)
         statistics = data(mean), data(var), data(inv_std)
-        about, found, values = data(origin), data(parts), data(coefficients)
+        about, found, ready = data(origin), data(parts), data(coefficients)
         for task in turns(shares[0], sums, own):
             add_moments(data(x), shape, chunks, segments, task, about, found)
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
-            finish(data(x), found, segments, shape, left, right, about, eps, parameters, statistics, values)
+            values = three_of(ready, channels, left)
+            merge(found, segments, shape, left, right, about, data(mean), data(var))
+            finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):
             left, right, start, stop = part_of(shape, written, blocks, task)
-            write_output(data(x), data(out), shape, left, right, start, stop, values, streaming)
+            write_output(data(x), data(out), shape, left, right, start, stop, ready, streaming)
 
 
 @kernel
@@ -183,7 +184,8 @@ def backward_sums(
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
             totals = data(sum_dout), data(sum_dout_xhat)
-            add_up(data(parts), segments, shape, left, right, data(inv_std), totals)
+            add_segments(data(parts), segments, channels, left, right, totals)
+            finish_products(left, right, data(inv_std), totals)
 
 
 @kernel
@@ -219,39 +221,25 @@ def backward(
     Reads dout and x and writes dx once where a chunk stays in cache, else reads both twice.
     """
     rows, tile, _, inner = shape
-    chunks = chunks_of(shape)
     count = np.float64(rows * inner * tile)
+    chunks = chunks_of(shape)
     shares = deal(1, chunks)
     for worker in prange(len(shares[0])):
         own = signed(worker)
         for chunk in turns(shares[0], chunks, own):
-            left = edge_of(shape, chunks, chunk)
-            right = edge_of(shape, chunks, chunk + 1)
-            chunk_sums(
-                data(dout), data(x), shape, left, right, 0, rows, data(mean), data(sum_dout), data(sum_dout_xhat)
-            )
-            for c in range(left, right):
-                sum_dout_xhat[c] *= inv_std[c]
-            shift = lead(data(dx), shape, left, 0)
+            left, right, start, stop = part_of(shape, chunks, 1, chunk)
+            statistics = data(mean), data(inv_std), data(gamma)
+            totals = data(sum_dout), data(sum_dout_xhat)
+            shift = lead(data(dx), shape, left, start)
             values = (
                 offset(stack(x, SCRATCH), shift),
                 offset(stack(x, SCRATCH), shift),
                 offset(stack(x, SCRATCH), shift),
                 offset(stack(x, SCRATCH), shift),
             )
-            gradient_channels(
-                data(x),
-                left,
-                right,
-                data(mean),
-                data(inv_std),
-                data(gamma),
-                data(sum_dout),
-                data(sum_dout_xhat),
-                count,
-                values,
-            )
-            gradient_chunk(data(dout), data(x), data(dx), shape, left, right, 0, rows, values, streaming)
+            chunk_sums(data(dout), data(x), shape, left, right, start, stop, data(mean), totals)
+            finish_gradient(data(x), left, right, count, statistics, totals, values)
+            gradient_chunk(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
 
 
 @kernel
@@ -269,7 +257,8 @@ def backward_in_phases(
     streaming: bool,
 ) -> None:
     """``backward_sums``, then ``backward_input``: the same bits. Reads dout and x twice, writes dx once."""
-    channels = shape[2]
+    rows, tile, channels, inner = shape
+    count = np.float64(rows * inner * tile)
     chunks, written, blocks = sum_chunks_of(shape, segments, IS_PARALLEL), output_chunks_of(shape), row_blocks_of(shape)
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
     parts = segments_of(segments, channels)
@@ -277,16 +266,18 @@ def backward_in_phases(
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
-        found, values = data(parts), data(coefficients)
-        about, inverse, scale = data(mean), data(inv_std), data(gamma)
+        found, ready = data(parts), data(coefficients)
+        statistics = data(mean), data(inv_std), data(gamma)
         totals = data(sum_dout), data(sum_dout_xhat)
         for task in turns(shares[0], sums, own):
-            add_products(data(dout), data(x), shape, chunks, segments, task, about, found)
+            add_products(data(dout), data(x), shape, chunks, segments, task, statistics[0], found)
         meet(shares[0], sums)
         for task in turns(shares[1], merges, own):
             left, right = channels_of(channels, task)
-            finish_gradient(data(x), found, segments, shape, left, right, about, inverse, scale, totals, values)
+            values = four_of(ready, channels, left)
+            add_segments(found, segments, channels, left, right, totals)
+            finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
         for task in turns(shares[2], outputs, own):
             left, right, start, stop = part_of(shape, written, blocks, task)
-            write_gradient(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
+            write_gradient(data(dout), data(x), data(dx), shape, left, right, start, stop, ready, streaming)

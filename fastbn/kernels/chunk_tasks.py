@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Address, Address2, Address3, Matrix
-from fastbn.kernels.addresses import offset, read, stack, write
+from fastbn._typing import Address, Matrix
+from fastbn.kernels.addresses import offset, stack
 from fastbn.kernels.chunk_gradients import gradient_chunk
 from fastbn.kernels.chunk_outputs import normalize_chunk
 from fastbn.kernels.chunks import SCRATCH, lead
-from fastbn.kernels.coefficients import affine_channels, copy, four_of, gradient_channels, inv_std_channels, three_of
-from fastbn.kernels.columns import chunk_moments, chunk_sums, edge_of
+from fastbn.kernels.coefficients import copy
+from fastbn.kernels.columns import chunk_moments, chunk_sums, edge_of, means_vars
 from fastbn.kernels.jit import inner
-from fastbn.kernels.segments import add_segments, merge_segments, sums_of
+from fastbn.kernels.lanes import spread_wide_doubles
+from fastbn.kernels.loads import load_wide_doubles
+from fastbn.kernels.registers import WIDE_DOUBLES
+from fastbn.kernels.segments import stride_of, sums_of
+from fastbn.kernels.stores import store_first
 
 
 @inner
@@ -32,6 +36,42 @@ def add_moments(
     left, right, start, stop = part_of(shape, chunks, segments, task)
     sums = sums_of(parts, shape[2], task // chunks)
     chunk_moments(x, shape, left, right, start, stop, origin, sums[0], sums[1])
+
+
+@inner
+def merge(
+    parts: Address,
+    segments: int,
+    shape: Matrix,
+    left: int,
+    right: int,
+    origin: Address,
+    mean: Address,
+    var: Address,
+) -> None:
+    """Merge the moments of all segments, in order, into means and biased variances, for ``left`` to ``right``.
+
+    ``M2 = sum(m2_s + n_s * (mean_s - mean)**2)``. With those of ``merge_moments1``, three divisions each, this took a
+    quarter of the time of 1568 rows of 512 in 12 segments; eight channels at a time, each with its own sizes of
+    segments, 512 channels in 16 took 7 to 14 us, and so 3.
+    """
+    rows, tile, channels, inner = shape
+    stride = stride_of(channels)
+    count = np.float64(rows * inner * tile)
+    for c in range(left, right, WIDE_DOUBLES):
+        total = m2 = spread_wide_doubles(0.0)
+        for s in range(segments):
+            total = total + load_wide_doubles(parts, 2 * s * stride + c)
+        average = total * spread_wide_doubles(1.0 / count)
+        for s in range(segments):
+            size = np.float64((rows * (s + 1) // segments - rows * s // segments) * inner * tile)
+            i = 2 * s * stride + c
+            delta = load_wide_doubles(parts, i) * spread_wide_doubles(1.0 / size) - average
+            m2 = m2 + (load_wide_doubles(parts, i + stride) + spread_wide_doubles(size) * delta * delta)
+        n = min(WIDE_DOUBLES, right - c)
+        store_first(mean, c, n, total)
+        store_first(var, c, n, m2)
+    means_vars(left, right, origin, count, mean, var)
 
 
 @inner
@@ -59,35 +99,13 @@ def write_output(
 
 
 @inner
-def finish(
-    x: Address,
-    parts: Address,
-    segments: int,
-    shape: Matrix,
-    left: int,
-    right: int,
-    origin: Address,
-    eps: float,
-    parameters: Address2,
-    statistics: Address3,
-    coefficients: Address,
-) -> None:
-    """Mean, variance, ``inv_std`` and coefficients of the channels ``left`` to ``right``; gamma and beta are given."""
-    mean, var, inv_std = statistics
-    merge_segments(parts, segments, shape, left, right, origin, mean, var)
-    inv_std_channels(left, right, var, eps, inv_std)
-    values = three_of(coefficients, shape[2], left)
-    affine_channels(x, left, right, mean, inv_std, parameters[0], parameters[1], values)
-
-
-@inner
 def add_products(
     dout: Address, x: Address, shape: Matrix, chunks: int, segments: int, task: int, mean: Address, parts: Address
 ) -> None:
     """The two sums of the gradient of a chunk in a segment."""
     left, right, start, stop = part_of(shape, chunks, segments, task)
     sums = sums_of(parts, shape[2], task // chunks)
-    chunk_sums(dout, x, shape, left, right, start, stop, mean, sums[0], sums[1])
+    chunk_sums(dout, x, shape, left, right, start, stop, mean, sums)
 
 
 @inner
@@ -114,41 +132,3 @@ def write_gradient(
     for j in range(4):
         copy(coefficients, j * shape[2] + left, j * shape[2] + right, values[j])
     gradient_chunk(dout, x, dx, shape, left, right, start, stop, values, streaming)
-
-
-@inner
-def add_up(
-    parts: Address,
-    segments: int,
-    shape: Matrix,
-    left: int,
-    right: int,
-    inv_std: Address,
-    sums: Address2,
-) -> None:
-    """``sum(dout)`` and ``sum(dout * x_hat)`` of the channels ``left`` to ``right``."""
-    add_segments(parts, segments, shape[2], left, right, sums[0], sums[1])
-    for c in range(left, right):
-        write(sums[1], c, read(sums[1], c) * read(inv_std, c))
-
-
-@inner
-def finish_gradient(
-    x: Address,
-    parts: Address,
-    segments: int,
-    shape: Matrix,
-    left: int,
-    right: int,
-    mean: Address,
-    inv_std: Address,
-    gamma: Address,
-    sums: Address2,
-    coefficients: Address,
-) -> None:
-    """``add_up``, and the coefficients."""
-    rows, tile, channels, inner = shape
-    add_up(parts, segments, shape, left, right, inv_std, sums)
-    values = four_of(coefficients, channels, left)
-    count = np.float64(rows * inner * tile)
-    gradient_channels(x, left, right, mean, inv_std, gamma, sums[0], sums[1], count, values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Address, Address3, Address4, Array, Float64Array
+from fastbn._typing import Address, Address2, Address3, Address4, Array, Float64Array
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import inner, small
@@ -85,6 +85,45 @@ def gradient_channels(
         )
         for j in range(4):
             store_first(coefficients[j], c - left, n, values[j])
+
+
+@inner
+def finish_statistics(
+    x: Address,
+    left: int,
+    right: int,
+    eps: float,
+    parameters: Address2,
+    statistics: Address3,
+    coefficients: Address3,
+) -> None:
+    """``inv_std`` and coefficients of the channels ``left`` to ``right`` from gamma and beta, mean and variance."""
+    mean, var, inv_std = statistics
+    inv_std_channels(left, right, var, eps, inv_std)
+    affine_channels(x, left, right, mean, inv_std, parameters[0], parameters[1], coefficients)
+
+
+@inner
+def finish_products(left: int, right: int, inv_std: Address, sums: Address2) -> None:
+    """``sum(dout * x_hat)`` of the channels ``left`` to ``right`` from ``sum(dout * (x - mean))``."""
+    for c in range(left, right):
+        write(sums[1], c, read(sums[1], c) * read(inv_std, c))
+
+
+@inner
+def finish_gradient(
+    x: Address,
+    left: int,
+    right: int,
+    count: float,
+    statistics: Address3,
+    sums: Address2,
+    coefficients: Address4,
+) -> None:
+    """``finish_products``, and the coefficients, from mean, ``inv_std`` and gamma."""
+    mean, inv_std, gamma = statistics
+    finish_products(left, right, inv_std, sums)
+    gradient_channels(x, left, right, mean, inv_std, gamma, sums[0], sums[1], count, coefficients)
 
 
 @small

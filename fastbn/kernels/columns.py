@@ -8,7 +8,7 @@ where ``inner`` is 1, ``tile`` columns a whole set of channels apart. A *chunk* 
 
 from __future__ import annotations
 
-from fastbn._typing import Address, Matrix
+from fastbn._typing import Address, Address2, Matrix
 from fastbn.kernels.addresses import read, stack, write
 from fastbn.kernels.coefficients import copy, spread_columns
 from fastbn.kernels.formulas import block_moments1, mean_var1, pivot1
@@ -290,8 +290,7 @@ def chunk_sums(
     start: int,
     stop: int,
     mean: Address,
-    sum_dout: Address,
-    sum_product: Address,
+    sums: Address2,
 ) -> None:
     """``sum(dout)`` and ``sum(dout * (x - mean))`` of rows ``start`` to ``stop``, for ``left`` to ``right``."""
     _, tile, channels, inner = shape
@@ -309,5 +308,5 @@ def chunk_sums(
     _gather(values, right - left, inner, tile)
     _gather(products, right - left, inner, tile)
     for c in range(left, right):
-        write(sum_dout, c, read(values, c - left))
-        write(sum_product, c, read(products, c - left))
+        write(sums[0], c, read(values, c - left))
+        write(sums[1], c, read(products, c - left))

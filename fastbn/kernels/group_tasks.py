@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Address, Address2, Address3, Address4, Shape3
+from fastbn._typing import Address, Shape3
 from fastbn.kernels.addresses import offset, read, write
-from fastbn.kernels.coefficients import affine_channels, four_of, gradient_channels, inv_std_channels, three_of
-from fastbn.kernels.formulas import mean_var1, merge_moments1
+from fastbn.kernels.coefficients import copy, four_of, three_of
+from fastbn.kernels.formulas import merge_moments1
 from fastbn.kernels.groups import gradient_group, normalize_group
 from fastbn.kernels.jit import inner
 from fastbn.kernels.prefetch import AHEAD
-from fastbn.kernels.rows import blocks_of, group_moments, group_sums, origin_of
+from fastbn.kernels.rows import blocks_of, group_moments, group_sums, means_vars, values_before
+from fastbn.kernels.segments import sums_of
 
 
 @inner
@@ -31,42 +32,37 @@ def piece_of(shape: Shape3, cuts: tuple[int, int, int], task: int) -> tuple[int,
 
 
 @inner
-def sums_of(parts: Address, channels: int, segment: int) -> Address3:
-    """Room for three numbers of each channel of a segment."""
-    first = offset(parts, 3 * segment * channels)
-    return first, offset(first, channels), offset(first, 2 * channels)
-
-
-@inner
 def add_moments(x: Address, shape: Shape3, groups: int, segments: int, task: int, parts: Address) -> None:
-    """Totals, centred sums of squares and counts of a group's channels in a segment."""
+    """Totals and centred sums of squares of a group's channels in a segment."""
     outer, channels, inner = shape
     segment = task // groups
     left, right = group_of(channels, groups, task % groups)
     blocks = blocks_of(outer, inner)
-    total, m2, counts = sums_of(parts, channels, segment)
+    sums = sums_of(parts, channels, segment)
     start, stop = blocks * segment // segments, blocks * (segment + 1) // segments
-    count = group_moments(x, shape, left, right, start, stop, total, m2)
-    for c in range(left, right):
-        write(counts, c, count)
+    group_moments(x, shape, left, right, start, stop, sums[0], sums[1])
 
 
 @inner
 def merge(
     x: Address, parts: Address, segments: int, shape: Shape3, left: int, right: int, mean: Address, var: Address
 ) -> None:
-    """Merge the moments of all segments, in order, into means and biased variances."""
-    channels = shape[1]
-    for c in range(left, right):
-        total, m2, counts = sums_of(parts, channels, 0)
-        moments = read(counts, c), read(total, c), read(m2, c)
-        for s in range(1, segments):
-            total, m2, counts = sums_of(parts, channels, s)
-            part = read(counts, c), read(total, c), read(m2, c)
-            moments = merge_moments1(moments[0], moments[1], moments[2], part[0], part[1], part[2])
-        result = mean_var1(origin_of(x, shape, c), moments[0], moments[1], moments[2])
-        write(mean, c, result[0])
-        write(var, c, result[1])
+    """Merge the moments of all segments, in order, into means and biased variances, for ``left`` to ``right``."""
+    outer, channels, inner = shape
+    blocks = blocks_of(outer, inner)
+    total, m2 = sums_of(parts, channels, 0)
+    copy(total, left, right, offset(mean, left))
+    copy(m2, left, right, offset(var, left))
+    count = np.float64(values_before(outer, inner, blocks // segments))
+    for s in range(1, segments):
+        total, m2 = sums_of(parts, channels, s)
+        both = np.float64(values_before(outer, inner, blocks * (s + 1) // segments))
+        for c in range(left, right):
+            moments = merge_moments1(count, read(mean, c), read(var, c), both - count, read(total, c), read(m2, c))
+            write(mean, c, moments[1])
+            write(var, c, moments[2])
+        count = both
+    means_vars(x, shape, left, right, mean, var)
 
 
 @inner
@@ -86,26 +82,6 @@ def write_output(
 
 
 @inner
-def finish(
-    x: Address,
-    parts: Address,
-    segments: int,
-    shape: Shape3,
-    left: int,
-    right: int,
-    eps: float,
-    parameters: Address2,
-    statistics: Address3,
-    coefficients: Address3,
-) -> None:
-    """Mean, variance, ``inv_std`` and coefficients of the channels ``left`` to ``right``; gamma and beta are given."""
-    mean, var, inv_std = statistics
-    merge(x, parts, segments, shape, left, right, mean, var)
-    inv_std_channels(left, right, var, eps, inv_std)
-    affine_channels(x, left, right, mean, inv_std, parameters[0], parameters[1], coefficients)
-
-
-@inner
 def add_products(
     dout: Address, x: Address, shape: Shape3, groups: int, segments: int, task: int, mean: Address, parts: Address
 ) -> None:
@@ -116,23 +92,7 @@ def add_products(
     blocks = blocks_of(outer, inner)
     sums = sums_of(parts, channels, segment)
     start, stop = blocks * segment // segments, blocks * (segment + 1) // segments
-    group_sums(dout, x, shape, left, right, start, stop, mean, sums[0], sums[1])
-
-
-@inner
-def add_up(
-    parts: Address, segments: int, channels: int, left: int, right: int, inv_std: Address, sums: Address2
-) -> None:
-    """``sum(dout)`` and ``sum(dout * x_hat)`` of the channels ``left`` to ``right``."""
-    for c in range(left, right):
-        total = 0.0
-        product = 0.0
-        for s in range(segments):
-            part = sums_of(parts, channels, s)
-            total += read(part[0], c)
-            product += read(part[1], c)
-        write(sums[0], c, total)
-        write(sums[1], c, product * read(inv_std, c))
+    group_sums(dout, x, shape, left, right, start, stop, mean, sums)
 
 
 @inner
@@ -150,24 +110,3 @@ def write_gradient(
     left, right, start, stop, piece = piece_of(shape, cuts, task)
     values = four_of(coefficients, shape[1], left)
     gradient_group(dout, x, dx, shape, left, right, start, stop, piece, cuts[2], AHEAD, False, values, streaming)
-
-
-@inner
-def finish_gradient(
-    x: Address,
-    parts: Address,
-    segments: int,
-    shape: Shape3,
-    left: int,
-    right: int,
-    mean: Address,
-    inv_std: Address,
-    gamma: Address,
-    sums: Address2,
-    coefficients: Address4,
-) -> None:
-    """``add_up``, and the coefficients."""
-    outer, channels, inner = shape
-    add_up(parts, segments, channels, left, right, inv_std, sums)
-    count = np.float64(outer * inner)
-    gradient_channels(x, left, right, mean, inv_std, gamma, sums[0], sums[1], count, coefficients)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._typing import Address, Scalar, Shape3
+from fastbn._typing import Address, Address2, Scalar, Shape3
 from fastbn.kernels.addresses import offset, read, stack, write
-from fastbn.kernels.formulas import block_moments1, merge_moments1, pivot1
+from fastbn.kernels.formulas import block_moments1, mean_var1, merge_moments1, pivot1
 from fastbn.kernels.jit import inlined, inner, shared
 from fastbn.kernels.lanes import plus, spread_doubles, sum_of
 from fastbn.kernels.loads import load_doubles, load_first_doubles, width
@@ -50,6 +50,14 @@ def pieces_of(inner: int) -> int:
 def blocks_of(outer: int, inner: int) -> int:
     """Blocks of one channel: pieces of a row where rows are long, groups of rows where they are short."""
     return -(-outer // rows_at_once(inner)) * pieces_of(inner)
+
+
+@inner
+def values_before(outer: int, inner: int, block: int) -> int:
+    """Values of one channel in the blocks before this one."""
+    rows, pieces = rows_at_once(inner), pieces_of(inner)
+    first = min(outer, block // pieces * rows)
+    return first * inner + (min(outer, first + rows) - first) * (block % pieces) * BLOCK
 
 
 @shared
@@ -120,8 +128,8 @@ def origin_of(x: Address, shape: Shape3, c: int) -> float:
 @inner
 def group_moments(
     x: Address, shape: Shape3, left: int, right: int, start: int, stop: int, total: Address, m2: Address
-) -> float:
-    """Moments about ``origin_of`` of the blocks ``start`` to ``stop``, into ``total`` and ``m2``; their count."""
+) -> None:
+    """Moments about ``origin_of`` of the blocks ``start`` to ``stop``, into ``total`` and ``m2``."""
     outer, channels, inner = shape
     pieces = pieces_of(inner)
     rows = rows_at_once(inner)
@@ -152,7 +160,16 @@ def group_moments(
             write(total, c, moments[1])
             write(m2, c, moments[2])
         count += size
-    return count
+
+
+@inner
+def means_vars(x: Address, shape: Shape3, left: int, right: int, total: Address, m2: Address) -> None:
+    """Turn moments of all blocks into means (in ``total``) and biased variances (in ``m2``)."""
+    count = np.float64(shape[0] * shape[2])
+    for c in range(left, right):
+        mean, var = mean_var1(origin_of(x, shape, c), count, read(total, c), read(m2, c))
+        write(total, c, mean)
+        write(m2, c, var)
 
 
 @inlined
@@ -209,8 +226,7 @@ def group_sums(
     start: int,
     stop: int,
     mean: Address,
-    sum_dout: Address,
-    sum_product: Address,
+    sums: Address2,
 ) -> None:
     """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop``."""
     outer, channels, inner = shape
@@ -240,5 +256,5 @@ def group_sums(
                     offset(products, j),
                 )
     for c in range(left, right):
-        write(sum_dout, c, sum_of(load_doubles(values, (c - left) * DOUBLES)))
-        write(sum_product, c, sum_of(load_doubles(products, (c - left) * DOUBLES)))
+        write(sums[0], c, sum_of(load_doubles(values, (c - left) * DOUBLES)))
+        write(sums[1], c, sum_of(load_doubles(products, (c - left) * DOUBLES)))
