@@ -157,7 +157,7 @@ def test_what_kernels_call_is_not_for_python():
     loop = chunk_outputs._normalize_in_order
     loop.compile(LOOPS[loop])
     for function in (loop, chunk_outputs._normalize_part):
-        (arguments,) = function.overloads
+        arguments = next(iter(function.overloads))
         with pytest.raises(TypeError, match=f"{function.__name__} is for compiled code to call"):
             function(*arguments)
 
