@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import threading
 
@@ -78,6 +79,7 @@ def taken(monkeypatch, call):
 
 
 SHAPE, C = (4, 8, 5, 6), 8
+SOUND = math.prod(SHAPE)
 
 
 def sound(rng, dtype=np.float32):
@@ -198,6 +200,57 @@ def test_every_pair_of_arrays_that_overlap(rng, monkeypatch, function):
                 with pytest.raises(ValueError, match=r"overlap with|memory of its own"):
                     function(given)
                 assert same_bits(memory, before), (name, other, shift)
+
+
+PER_CHANNEL = "gamma", "beta", "running_mean", "running_var"
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="interpreted, these go the general way")
+@FUNCTIONS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_of_the_other_dtype_are_taken(monkeypatch, general_way, function, dtype):
+    """As NumPy makes them if nothing is said: float64, beside float32 data."""
+    other = DTYPES[dtype == np.float32]
+    given = [name for name in PER_CHANNEL if name in CALLS[function]]
+
+    def case(changed):
+        a = sound(np.random.default_rng(0), dtype)
+        return {name: array.astype(other) if name in changed else array for name, array in a.items()}
+
+    def results(a):
+        result = function(a)
+        result = (result,) if isinstance(result, np.ndarray) else result
+        statistics = [result.cache.mean, result.cache.inv_std] if function is train else []
+        arrays = [each for each in result if isinstance(each, np.ndarray)]
+        return arrays + statistics + [a[name] for name in PER_CHANNEL]
+
+    cases = [*((name,) for name in given), given]
+    for changed in cases:
+        assert taken(monkeypatch, lambda changed=changed: function(case(changed))), changed
+    quick = [results(case(changed)) for changed in cases]
+    general_way()
+    for changed, arrays in zip(cases, quick, strict=True):
+        for a, b in zip(arrays, results(case(changed)), strict=True):
+            assert a.dtype == b.dtype
+            assert same_bits(a, b), changed
+
+
+@FUNCTIONS
+def test_parameters_of_the_other_dtype_may_not_overlap(rng, function):
+    """By as little as one value."""
+    for name in PER_CHANNEL:
+        if name not in CALLS[function]:
+            continue
+        for shift in (8 - 8 * C, -4 * C, 8, 4 * SOUND - 8):
+            a = sound(rng)
+            memory = np.ones(SOUND + 4 * C, np.float32)
+            a["out"] = memory[2 * C : 2 * C + SOUND].reshape(SHAPE)
+            a[name] = np.ndarray(C, np.float64, memory, 8 * C + shift)
+            a[name][...] = 1
+            before = memory.copy()
+            with pytest.raises(ValueError, match=r"overlap with|memory of its own"):
+                function(a)
+            assert same_bits(memory, before), (name, shift)
 
 
 def misaligned(array):

@@ -1,14 +1,12 @@
 """What can be said of the Python objects that a caller gave, for ``calls``: shapes, memory, overlaps.
 
 Everything here only looks (see ``objects``), for which it needs the interpreter's lock. An array is looked at as one
-only after ``is_expected`` said so. *Dense* is in C order, or with the channels last in memory.
+only after ``is_expected`` or ``kind_of`` said so. *Dense* is in C order, or with the channels last in memory.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from fastbn._typing import Object, Shape3
+from fastbn._typing import Float64Array, Object, Shape3
 from fastbn.kernels.jit import inner
 from fastbn.kernels.objects import (
     ALIGNED,
@@ -17,11 +15,11 @@ from fastbn.kernels.objects import (
     address,
     dim,
     flags,
-    flat,
     index,
     is_expected,
     is_none,
     itemsize,
+    kind_of,
     ndim,
     stride,
 )
@@ -74,9 +72,9 @@ def is_like(a: Object, x: Object) -> bool:
 
 @inner
 def is_vector(a: Object, channels: int, writeable: int) -> bool:
-    """Whether an array holds one value a channel side by side; ``writeable`` is that flag or 0."""
+    """Whether an array, of either dtype, holds one value a channel side by side; ``writeable`` is that flag or 0."""
     needed = CONTIGUOUS | ALIGNED | writeable
-    return is_expected(a) and ndim(a) == 1 and dim(a, 0) == channels and flags(a) & needed == needed
+    return kind_of(a) > 0 and ndim(a) == 1 and dim(a, 0) == channels and flags(a) & needed == needed
 
 
 @inner
@@ -84,7 +82,7 @@ def apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
     """Whether two dense arrays, the second of which may be ``None``, share no memory."""
     if is_none(b):
         return True
-    a_end, b_end = address(a) + a_size * itemsize(a), address(b) + b_size * itemsize(b)
+    a_end, b_end = address(a) + a_size * 4 * kind_of(a), address(b) + b_size * 4 * kind_of(b)
     return a_end <= address(b) or b_end <= address(a)
 
 
@@ -124,10 +122,9 @@ def is_running(a: Object, channels: int, x: Object, out: Object, size: int, gamm
 
 
 @inner
-def no_variance_below(var: Object, channels: int, least: float) -> bool:
+def no_variance_below(var: Float64Array, least: float) -> bool:
     """NaN is not compared."""
-    values = flat(var, 0, channels)
     below = 0
-    for c in range(channels):
-        below += 1 if np.float64(values[c]) < least else 0
+    for c in range(var.size):
+        below += 1 if var[c] < least else 0
     return below == 0

@@ -1,8 +1,8 @@
 """Whole calls: one compiled function checks the Python objects it is given and does all the work.
 
 Each returns ``True`` when it is done, or ``False``, with nothing written, where anything is out of the ordinary: the
-general way then refuses it with a message, or handles what is rare (lists, other strides, mixed dtypes). What is taken
-here may be less than what is taken there, but never more. The work is done by the kernels themselves: the same bits.
+general way then refuses it with a message, or handles what is rare (lists, other strides). What is taken here may be
+less than what is taken there, but never more. The work is done by the kernels themselves: the same bits.
 
 The tables hold an entry for each dtype, twin and module of kernels; ``WAY`` finds that of a tensor. Each has a copy of
 the function in which ``_kernel`` and its like are bound: with the kernels of both modules an entry would take two
@@ -38,8 +38,11 @@ from fastbn.kernels.objects import (
     WRITEABLE,
     acquire,
     dim,
+    doubles,
     flat,
+    floats,
     index,
+    is_expected,
     is_none,
     kind_of,
     ndim,
@@ -71,15 +74,28 @@ def _run(kernel: Any, arguments: Any, size: int) -> None:
 
 
 @inner
-def _parameter(a: Object, channels: int, default: float) -> Float64Array:
-    """``a`` as float64, or the default where it is ``None``."""
-    values = np.empty(channels)
-    for c in range(channels):
-        values[c] = default
-    if not is_none(a):
-        given = flat(a, 0, channels)
+def _read(a: Object, default: float, values: Float64Array) -> None:
+    """What is given per channel, of either dtype, or the default where it is ``None``."""
+    channels = values.size
+    kind = kind_of(a)
+    if kind == 1:
+        single = floats(a, 0, channels)
         for c in range(channels):
-            values[c] = given[c]
+            values[c] = single[c]
+    elif kind == 2:
+        double = doubles(a, 0, channels)
+        for c in range(channels):
+            values[c] = double[c]
+    else:
+        for c in range(channels):
+            values[c] = default
+
+
+@inner
+def _parameter(a: Object, channels: int, default: float) -> Float64Array:
+    """The same in an array of its own."""
+    values = np.empty(channels)
+    _read(a, default, values)
     return values
 
 
@@ -112,7 +128,7 @@ def _shape_to_train(
         is_running(running_mean, channels, x, out, size, gamma, beta)
         and is_running(running_var, channels, x, out, size, gamma, beta)
         and apart(running_mean, channels, running_var, channels)
-        and no_variance_below(running_var, channels, -number(eps))
+        and no_variance_below(_parameter(running_var, channels, 0.0), -number(eps))
         and number(correction) < count
     ):
         return shape
@@ -183,7 +199,9 @@ def _shape_to_differentiate(
         and apart(dx, size, x, size)
         and same_or_apart(dx, dout, size)
         and is_parameter(gamma, channels, dx, size)
+        and is_expected(mean)
         and is_vector(mean, channels, 0)
+        and is_expected(inv_std)
         and is_vector(inv_std, channels, 0)
         and (is_none(dgamma) or is_vector(dgamma, channels, WRITEABLE))
         and (is_none(dbeta) or is_vector(dbeta, channels, WRITEABLE))
@@ -194,11 +212,16 @@ def _shape_to_differentiate(
 
 @inner
 def _round_to(target: Object, values: Float64Array) -> None:
-    """Write values into an array of another dtype, unless that is ``None``."""
-    if not is_none(target):
-        rounded = flat(target, 0, values.size)
+    """Write values into an array of either dtype, unless it is ``None``."""
+    kind = kind_of(target)
+    if kind == 1:
+        single = floats(target, 0, values.size)
         for c in range(values.size):
-            rounded[c] = values[c]
+            single[c] = values[c]
+    elif kind == 2:
+        double = doubles(target, 0, values.size)
+        for c in range(values.size):
+            double[c] = values[c]
 
 
 def _backward(
@@ -243,6 +266,12 @@ def _backward(
 
 
 @inner
+def _is_usual(a: Object) -> bool:
+    """Whether it is ``None`` or has the dtype that is expected."""
+    return is_none(a) or is_expected(a)
+
+
+@inner
 def _given_or(a: Object, x: Object, channels: int, default: float) -> Array:
     """A parameter as it is, or the default in the dtype of ``x``."""
     if not is_none(a):
@@ -284,16 +313,16 @@ def _inference(
     ):
         return False
     values = np.empty((3, channels), flat(x, 0, size).dtype)
-    least = _affine_of_var(
-        flat(mean, 0, channels),
-        flat(var, 0, channels),
-        number(eps),
-        _given_or(gamma, x, channels, 1.0),
-        _given_or(beta, x, channels, 0.0),
-        flat(statistics, 0, channels),
-        flat(statistics, channels, channels),
-        values,
-    )
+    mean64, inv_std = flat(statistics, 0, channels), flat(statistics, channels, channels)
+    if is_expected(mean) and is_expected(var) and _is_usual(gamma) and _is_usual(beta):
+        given = flat(mean, 0, channels), flat(var, 0, channels)
+        scale, shift = _given_or(gamma, x, channels, 1.0), _given_or(beta, x, channels, 0.0)
+        least = _affine_of_var(given[0], given[1], number(eps), scale, shift, mean64, inv_std, values)
+    else:  # for all, this would take 0.15 us longer, for 2048 channels 1.6
+        _read(mean, 0.0, mean64)
+        var64 = _parameter(var, channels, 0.0)
+        scale64, shift64 = _parameter(gamma, channels, 1.0), _parameter(beta, channels, 0.0)
+        least = _affine_of_var(mean64, var64, number(eps), scale64, shift64, mean64, inv_std, values)
     if least < -number(eps):
         return False
     options = _kernel_shape(shape, index(tile)), index(streaming) == 1
@@ -332,7 +361,12 @@ def _update(
 ) -> bool:
     """Update running arrays in place, and add 1 to a counter that is not ``None``. ``x`` is that of the batch."""
     channels = dim(statistics, 1)
-    if not (is_vector(running_mean, channels, WRITEABLE) and is_vector(running_var, channels, WRITEABLE)):
+    if not (
+        is_expected(running_mean)
+        and is_vector(running_mean, channels, WRITEABLE)
+        and is_expected(running_var)
+        and is_vector(running_var, channels, WRITEABLE)
+    ):
         return False
     size = 1
     for i in range(ndim(x)):

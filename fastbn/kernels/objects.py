@@ -207,20 +207,30 @@ def _flat(array: Any, start: int, size: int) -> Any:
     return np.lib.stride_tricks.as_strided(array, (start + size,), (array.itemsize,))[start:]
 
 
-@instruction(_flat)
-def flat(typingctx: Any, array: Any, start: Any, size: Any) -> Any:
-    """``size`` values of a dense array, from number ``start`` in the order of memory on, as Numba's own array."""
-    result = types.Array(array.dtype, 1, "C")
+def _values(of: Any, doc: str) -> Any:
+    def typing(typingctx: Any, array: Any, start: Any, size: Any) -> Any:
+        dtype = of or array.dtype
+        result = types.Array(dtype, 1, "C")
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        element = context.get_data_type(array.dtype)
-        step = ir.Constant(_intp(context), array.dtype.bitwidth // 8)
-        made = context.make_array(result)(context, builder)
-        first = builder.gep(_at(builder, args[0], _DATA, element.as_pointer()), [args[1]])
-        context.populate_array(made, data=first, shape=[args[2]], strides=[step], itemsize=step, meminfo=None)
-        return made._getvalue()
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = context.get_data_type(dtype)
+            step = ir.Constant(_intp(context), dtype.bitwidth // 8)
+            made = context.make_array(result)(context, builder)
+            first = builder.gep(_at(builder, args[0], _DATA, element.as_pointer()), [args[1]])
+            context.populate_array(made, data=first, shape=[args[2]], strides=[step], itemsize=step, meminfo=None)
+            return made._getvalue()
 
-    return result(array, types.intp, types.intp), codegen
+        return result(array, types.intp, types.intp), codegen
+
+    typing.__doc__ = doc
+    return instruction(_flat)(typing)
+
+
+flat = _values(
+    None, "``size`` values of a dense array, from number ``start`` in the order of memory on, as Numba's own array."
+)
+floats = _values(types.float32, "The same of an array whose kind is 1,")
+doubles = _values(types.float64, "and 2, whatever is expected.")
 
 
 def _index(value: Any) -> int:
