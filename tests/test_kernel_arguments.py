@@ -7,13 +7,14 @@ import itertools
 import math
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
-from fastbn._typing import Object
+from fastbn._typing import Float64Array, Object
 from fastbn.kernels import arguments as ask
 from fastbn.kernels.jit import Entries
-from fastbn.kernels.objects import WRITEABLE, index, itemsize, number
+from fastbn.kernels.objects import WRITEABLE, flat, index, itemsize, number
 from tests.data_for_tests import read_only
 
 DTYPES = [np.float32, np.float64]
@@ -59,8 +60,8 @@ def is_running(a: Object, channels: Object, x: Object, out: Object, size: Object
     return ask.is_running(a, index(channels), x, out, index(size), gamma, beta)
 
 
-def no_variance_below(var: Object, channels: Object, least: Object) -> bool:
-    return ask.no_variance_below(var, index(channels), number(least))
+def no_variance_below(var: Float64Array, channels: Object, least: Object) -> bool:
+    return ask.no_variance_below(flat(var, 0, index(channels)), number(least))
 
 
 @functools.cache
@@ -182,6 +183,9 @@ def test_is_vector(dtype):
             assert not vector(a, 3, writeable)
         assert vector(read_only(np.zeros(3, dtype)), 3, writeable) == (not writeable)
         assert vector(np.zeros(6, dtype)[::6], 1, writeable)
+        for each in (np.float32, np.float64, ">f4", ">f8", np.float16, np.int32, np.int64, np.complex64, object):
+            of_either = np.dtype(each) in ((dtype,) if numba.config.DISABLE_JIT else DTYPES)
+            assert vector(np.zeros(3, each), 3, writeable) == of_either
 
 
 def pairs(dtype):
@@ -200,6 +204,13 @@ def test_apart(dtype):
         assert ask_apart(a, a.size, b, b.size) == expected
         if a.size == b.size:
             assert ask_same(a, b, a.size) == (expected or a.ctypes.data == b.ctypes.data)
+    if not numba.config.DISABLE_JIT:
+        other = DTYPES[dtype == np.float32]
+        memory = np.zeros(12)
+        b = memory.view(dtype)[4:8]
+        for at in range(memory.view(other).size - 2):
+            a = memory.view(other)[at : at + 3]
+            assert ask_apart(a, 3, b, 4) == ask_apart(b, 4, a, 3) == (not np.may_share_memory(a, b))
     raw = np.zeros(64, np.uint8)
     for shift in range(17):  # in bytes: memory maps and buffers can be told so
         a, b = raw[:16].view(dtype), raw[shift : shift + 16].view(dtype)
@@ -232,15 +243,14 @@ def test_is_running(dtype):
         assert not running(a, 2, x, out, 4, gamma, beta)
 
 
-@DTYPE
-def test_no_variance_below(dtype):
-    none_below, eps = entry(no_variance_below, dtype), 1e-3
-    sound = np.array([0.0, np.nan, np.inf, -0.0, -1e-4], dtype)
+def test_no_variance_below():
+    none_below, eps = entry(no_variance_below, np.float64), 1e-3
+    sound = np.array([0.0, np.nan, np.inf, -0.0, -1e-4])
     assert none_below(sound, 5, -eps)
-    assert none_below(np.full(3, -0.5, dtype), 3, -0.5)
+    assert none_below(np.full(3, -0.5), 3, -0.5)
     for at, bad in itertools.product(range(5), (-np.inf, -1.0, np.nextafter(-eps, -1.0))):
         var = sound.copy()
         var[at] = bad
-        assert none_below(var, 5, -eps) == (not np.float64(var[at]) < -eps)
-        assert none_below(np.repeat(var, 2), 10, -eps) == (not np.float64(var[at]) < -eps)
+        assert not none_below(var, 5, -eps)
+        assert not none_below(np.repeat(var, 2), 10, -eps)
         assert none_below(var[:at], at, -eps)  # what lies behind is not looked at
