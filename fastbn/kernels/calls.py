@@ -74,18 +74,21 @@ def _run(kernel: Any, arguments: Any, size: int) -> None:
 
 
 @inner
+def _copy(values: Array, target: Array) -> None:
+    """Write values into an array of as many, of either dtype."""
+    for c in range(values.size):
+        target[c] = values[c]
+
+
+@inner
 def _read(a: Object, default: float, values: Float64Array) -> None:
     """What is given per channel, of either dtype, or the default where it is ``None``."""
     channels = values.size
     kind = kind_of(a)
     if kind == 1:
-        single = floats(a, 0, channels)
-        for c in range(channels):
-            values[c] = single[c]
+        _copy(floats(a, 0, channels), values)
     elif kind == 2:
-        double = doubles(a, 0, channels)
-        for c in range(channels):
-            values[c] = double[c]
+        _copy(doubles(a, 0, channels), values)
     else:
         for c in range(channels):
             values[c] = default
@@ -215,13 +218,9 @@ def _round_to(target: Object, values: Float64Array) -> None:
     """Write values into an array of either dtype, unless it is ``None``."""
     kind = kind_of(target)
     if kind == 1:
-        single = floats(target, 0, values.size)
-        for c in range(values.size):
-            single[c] = values[c]
+        _copy(values, floats(target, 0, values.size))
     elif kind == 2:
-        double = doubles(target, 0, values.size)
-        for c in range(values.size):
-            double[c] = values[c]
+        _copy(values, doubles(target, 0, values.size))
 
 
 def _backward(
