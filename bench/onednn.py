@@ -23,8 +23,9 @@ STATUS = {1: "out of memory", 2: "invalid arguments", 3: "unimplemented", 4: "no
 DATA_TYPES = {"float16": 1, "float32": 3, "float64": 7}
 VECTOR = 2
 """The format tag of one dimension."""
-TENSORS = {"NCHW": 5, "NHWC": 22, "nChw16c": 78}
-"""Format tags of four dimensions; the last has channels in blocks of 16, each block together at every pixel."""
+TENSORS = {"NCHW": 5, "NHWC": 22, "nChw8c": 102, "nChw16c": 78}
+"""Format tags of four dimensions; the last two have channels in blocks, each block together at every pixel."""
+PLAIN = ("NCHW", "NHWC")
 ARGUMENTS = {
     "src": 1,
     "dst": 17,
@@ -40,6 +41,8 @@ ARGUMENTS = {
 CPU, IN_ORDER = 1, 1
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
 GLOBAL_STATISTICS, SCALE, SHIFT = 1, 2, 4
+IMPLEMENTATION = 8
+"""What to ask a description for the name of the code that would run."""
 
 
 class RefusedError(RuntimeError):
@@ -117,8 +120,12 @@ class BatchNorm:
         tensor = _descriptor(shape, next(iter(arrays.values())).dtype.name, TENSORS[layout])
         vector = _descriptor(shape[1:2], "float32", VECTOR)
         description = _describe(operation, tensor, eps)
-        self._primitive = _make("dnnl_primitive_create", description)
-        library.dnnl_primitive_desc_destroy(description)
+        try:
+            if layout not in PLAIN and _implementation(description).startswith("ref"):
+                raise RefusedError(f"only the reference code takes {layout} on this processor")
+            self._primitive = _make("dnnl_primitive_create", description)
+        finally:
+            library.dnnl_primitive_desc_destroy(description)
         memories = [
             _make("dnnl_memory_create", vector if array.ndim == 1 else tensor, _engine(), c_void_p(array.ctypes.data))
             for array in arrays.values()
@@ -152,6 +159,15 @@ def _describe(operation: str, tensor: c_void_p, eps: float) -> c_void_p:
         return _make(function.format("backward"), _engine(), *gradients, *rest, forward, None)
     finally:
         _library().dnnl_primitive_desc_destroy(forward)
+
+
+def _implementation(description: c_void_p) -> str:
+    """The name of the code that would run."""
+    name = ctypes.c_char_p()
+    status = _library().dnnl_primitive_desc_query(description, c_int(IMPLEMENTATION), c_int(0), byref(name))
+    if status:
+        raise RefusedError(f"dnnl_primitive_desc_query: {STATUS.get(status, status)}")
+    return (name.value or b"").decode()
 
 
 def _destroy(primitive: c_void_p, memories: list[c_void_p]) -> None:

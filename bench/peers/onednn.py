@@ -1,4 +1,4 @@
-"""oneDNN in three memory layouts; what lies in them is prepared and read back outside the timing.
+"""oneDNN in four memory layouts; what lies in them is prepared and read back outside the timing.
 
 oneDNN gives the batch's mean and variance and leaves the running ones to its caller: they are not counted.
 """
@@ -12,8 +12,6 @@ import numpy as np
 
 from bench import onednn
 from bench.cases import Array, Case, MissingError, Work, aligned, updated
-
-BLOCK = 16
 
 
 def work(layout: str, case: Case, operation: str) -> Work:
@@ -55,7 +53,7 @@ def work(layout: str, case: Case, operation: str) -> Work:
     }[operation]
 
 
-nchw, nhwc, blocked = (partial(work, layout) for layout in onednn.TENSORS)
+nchw, nhwc, blocks_of_8, blocks_of_16 = (partial(work, layout) for layout in onednn.TENSORS)
 
 
 def _pixels(tensor: Array) -> Array:
@@ -75,15 +73,16 @@ def _lay_out(tensor: Array, layout: str) -> Array:
     if layout == "NCHW":
         return aligned(pixels.transpose(0, 2, 1))
     images, count, channels = pixels.shape
-    padded = np.pad(pixels, ((0, 0), (0, 0), (0, -channels % BLOCK)))
-    return aligned(padded.reshape(images, count, -1, BLOCK).transpose(0, 2, 1, 3))
+    block = 8 if layout == "nChw8c" else 16
+    padded = np.pad(pixels, ((0, 0), (0, 0), (0, -channels % block)))
+    return aligned(padded.reshape(images, count, -1, block).transpose(0, 2, 1, 3))
 
 
 def _read(memory: Array, layout: str, like: Array) -> Array:
     """The inverse of ``_lay_out``, for a tensor of the shape of ``like``."""
     if layout == "NCHW":
         memory = memory.transpose(0, 2, 1)
-    if layout == "nChw16c":
+    if layout in ("nChw8c", "nChw16c"):
         memory = memory.transpose(0, 2, 1, 3)
     images, channels = like.shape[:2]
     pixels = memory.reshape(*memory.shape[:2], -1)[:, :, :channels]
