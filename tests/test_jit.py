@@ -183,7 +183,7 @@ SUMS = """
 import hashlib, numpy as np, fastbn
 from fastbn import reference
 digest = hashlib.sha256()
-for shape in ((9, 20, 7, 7), (40, 20), (30, 64), (9, 20, 3, 3), (6, 20, 33, 33)):
+for shape in ((9, 20, 7, 7), (40, 20), (30, 64), (9, 20, 3, 3), (6, 20, 33, 33), (513, 19)):
     x, dout = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     out, cache = fastbn.forward(x)
     np.testing.assert_allclose(out, reference.forward(x)[0], atol=1e-5)
@@ -200,13 +200,15 @@ PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flat
 @pytest.mark.skipif(numba.config.DISABLE_JIT or platform.machine() != "x86_64", reason="its compiled code")
 @pytest.mark.parametrize(("cpu", "features"), PROCESSORS, ids=lambda each: each[:10])
 def test_processors_with_other_registers(cpu, features):
-    """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, by multiplying and adding: the same bits."""
-    code = f"{SUMS}\nfrom fastbn.kernels import registers\nprint(registers.HALVES, digest.hexdigest())"
+    """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, by multiplying and adding; some lanes are
+    stored in pieces: the same bits."""
+    code = f"{SUMS}\nfrom fastbn.kernels.registers import HALVES, MASKED\nprint(HALVES, MASKED, digest.hexdigest())"
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
-    halves, digest = run.stdout.split()
+    halves, masks, digest = run.stdout.split()
     assert halves == str(cpu == "znver4")
+    assert masks == str("+avx512f" in features)
     if features and HERE.get("fma"):
         here: dict[str, Any] = {}
         exec(SUMS, here)

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 import pytest
 
+from fastbn.kernels import stores
 from fastbn.kernels.addresses import data, offset, read, stack, write
 from fastbn.kernels.formulas import affine1
 from fastbn.kernels.lanes import blend, if_zero, least_of, lesser, not_negative, root, spread, spread_doubles, sum_of
@@ -27,7 +28,6 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 ROOM = 64
 
 
-@numba.njit
 def load_and_store(x, out, i, n):
     source, target = data(x), data(out)
     store(target, i, load(source, i))
@@ -36,8 +36,16 @@ def load_and_store(x, out, i, n):
 
 
 @DTYPES
-@pytest.mark.parametrize("i", [0, 1, 3])
-def test_loads_and_stores(rng, dtype, i):
+@pytest.mark.parametrize("masked", [False, True])
+def test_loads_and_stores(rng, monkeypatch, dtype, masked):
+    """Some lanes in pieces and by masks, whichever this processor likes better."""
+    monkeypatch.setattr(stores, "MASKED", masked)
+    compiled = numba.njit(load_and_store)
+    for i in 0, 1, 3:
+        check_loads_and_stores(compiled, rng, dtype, i)
+
+
+def check_loads_and_stores(load_and_store, rng, dtype, i):
     x = rng.standard_normal(ROOM).astype(dtype)
     step = 64 // x.itemsize
     for n in range(step + 1):
@@ -187,7 +195,7 @@ def test_formulas_of_one_value_are_those_of_many(rng, dtype):
 def test_an_address_is_of_contiguous_memory(rng):
     if not numba.config.DISABLE_JIT:
         with pytest.raises(numba.TypingError):
-            load_and_store(np.ones(2 * ROOM)[::2], np.ones(ROOM), 0, 1)
+            numba.njit(load_and_store)(np.ones(2 * ROOM)[::2], np.ones(ROOM), 0, 1)
 
 
 @pytest.mark.skipif(not numba.config.DISABLE_JIT, reason="compiled, an index is not checked")

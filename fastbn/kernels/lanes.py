@@ -20,6 +20,7 @@ from fastbn.kernels.registers import (
     Lanes,
     each,
     every_lane,
+    halves,
     join,
     lanes_of,
     masks_of_first,
@@ -163,21 +164,9 @@ def _lesser(builder: Any, a: Any, b: Any) -> Any:
 def _fold(builder: Any, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
     """One value of all lanes, halves first."""
     registers = split(builder, value)
-    while len(registers) > 1:
-        half = len(registers) // 2
-        registers = [operation(a, b) for a, b in zip(registers[:half], registers[half:], strict=True)]
-    result = registers[0]
-    while result.type.count > 1:
-        half = result.type.count // 2
-        undefined = ir.Constant(result.type, ir.Undefined)
-        low, high = (
-            builder.shuffle_vector(
-                result, undefined, ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half)))
-            )
-            for start in (0, half)
-        )
-        result = operation(low, high)
-    return builder.extract_element(result, ir.Constant(ir.IntType(32), 0))
+    while len(registers) > 1 or registers[0].type.count > 1:
+        registers = [operation(a, b) for a, b in zip(*halves(builder, registers), strict=True)]
+    return builder.extract_element(registers[0], ir.Constant(ir.IntType(32), 0))
 
 
 @instruction(lambda values: float(values.sum()))

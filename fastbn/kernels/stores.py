@@ -15,14 +15,13 @@ from numba import types
 from fastbn._typing import Address, Scalar
 from fastbn.kernels.addresses import instruction, part
 from fastbn.kernels.jit import inner
-from fastbn.kernels.registers import BYTES, masked, masks_of_first, places, split
+from fastbn.kernels.registers import BYTES, MASKED, halves, masked, masks_of_first, places, split
 
 
-def _store_all(builder: Any, args: Any, alignment: int) -> list[Any]:
-    """The stores of all registers of lanes, at addresses that are multiples of ``alignment`` bytes."""
-    registers = split(builder, args[2])
-    addresses = places(builder, args[0], args[1], registers[0].type, len(registers))
-    stores = [builder.store(register, place) for register, place in zip(registers, addresses, strict=True)]
+def _store_all(builder: Any, place: tuple[Any, Any], registers: list[Any], alignment: int) -> list[Any]:
+    """The stores of all registers at an address and index; both are multiples of ``alignment`` bytes together."""
+    addresses = places(builder, *place, registers[0].type, len(registers))
+    stores = [builder.store(register, address) for register, address in zip(registers, addresses, strict=True)]
     for each in stores:
         each.align = alignment
     return stores
@@ -37,7 +36,7 @@ def store(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
     """Write all lanes to ``out[i]`` and what follows."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _store_all(builder, args, out.dtype.bitwidth // 8)
+        _store_all(builder, args[:2], split(builder, args[2]), out.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(out, i, values), codegen
@@ -47,7 +46,7 @@ def store(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
 def _stream(typingctx: Any, out: Any, i: Any, values: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        for each in _store_all(builder, args, BYTES):
+        for each in _store_all(builder, args[:2], split(builder, args[2]), BYTES):
             each.set_metadata("nontemporal", nontemporal)
         return context.get_dummy_value()
 
@@ -60,20 +59,45 @@ def _store_first_slice(out: Any, i: int, n: int, values: Any) -> None:
 
 @instruction(_store_first_slice)
 def store_first(typingctx: Any, out: Any, i: Any, n: Any, values: Any) -> Any:
-    """Write the first ``n`` lanes to ``out[i]`` and what follows, rounded to the dtype of ``out``."""
+    """Write the first ``n`` lanes, 0 to all, to ``out[i]`` and what follows, rounded to the dtype of ``out``."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        address, index, count, lanes = args
-        vector = ir.VectorType(context.get_value_type(out.dtype), lanes.type.element.count)
-        alignment = ir.Constant(ir.IntType(32), out.dtype.bitwidth // 8)
-        addresses = places(builder, address, index, vector, lanes.type.count)
-        masks = masks_of_first(builder, count, lanes.type)
-        for register, place, mask in zip(split(builder, lanes), addresses, masks, strict=True):
-            narrow = register if register.type == vector else builder.fptrunc(register, vector)
-            masked(builder, "store", vector, ir.VoidType(), [narrow, place, alignment, mask])
+        registers = split(builder, args[3])
+        narrow = ir.VectorType(context.get_value_type(out.dtype), registers[0].type.count)
+        if registers[0].type != narrow:
+            registers = [builder.fptrunc(register, narrow) for register in registers]
+        write = _store_masked if MASKED else _store_pieces
+        write(builder, args[:2], args[2], registers, out.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(out, i, types.intp, values), codegen
+
+
+def _store_masked(builder: Any, place: tuple[Any, Any], count: Any, registers: list[Any], alignment: int) -> None:
+    """Each register with the mask of those of its lanes that are among the first ``count``."""
+    vector = registers[0].type
+    addresses = places(builder, *place, vector, len(registers))
+    masks = masks_of_first(builder, count, ir.ArrayType(vector, len(registers)))
+    multiple = ir.Constant(ir.IntType(32), alignment)
+    for register, address, mask in zip(registers, addresses, masks, strict=True):
+        masked(builder, "store", vector, ir.VoidType(), [register, address, multiple, mask])
+
+
+def _store_pieces(builder: Any, place: tuple[Any, Any], count: Any, registers: list[Any], alignment: int) -> None:
+    """All lanes, a half of them, a quarter and so on: those that the bits of ``count`` say."""
+    whole = size = len(registers) * registers[0].type.count
+    address, index = place
+    low = high = registers
+    while size:
+        if size < whole:
+            low, high = halves(builder, registers)
+        number = ir.Constant(count.type, size)
+        chosen = builder.icmp_signed("!=", builder.and_(count, number), ir.Constant(count.type, 0))
+        with builder.if_then(chosen):
+            _store_all(builder, (address, index), low, alignment)
+        index = builder.select(chosen, builder.add(index, number), index)
+        registers = [builder.select(chosen, b, a) for a, b in zip(low, high, strict=True)]
+        size //= 2
 
 
 @instruction(lambda: None)
