@@ -25,11 +25,12 @@ from typing import Any, TypeAlias
 from fastbn._typing import Matrix
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
-from fastbn.kernels.columns import FAR, LEAST_CHUNKS, chunks_of
+from fastbn.kernels.columns import LEAST_CHUNKS, chunks_of
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.shares import even
 from fastbn.kernels.threads import FEW, pay
+from fastbn.kernels.tiles import matrix_of
 
 STREAM = 17_000_000, 30_000_000
 """Bytes read and written from which streaming stores win in a training forward: on one thread, and on several.
@@ -57,9 +58,6 @@ TASKS = 32
 ROW_TASKS = 16
 """and in ``channels_last``, where merging costs more: with 32, forward of 32x1024x14x14 took 1.1 times as long."""
 
-TILE, FAR_TILE = 512, 1024
-"""The most columns of a row that is made of several, and of a far tensor if they end within a cache line."""
-
 RAGGED = 400
 """The fewest columns of rows that end within a cache line and are streamed all the same.
 
@@ -68,15 +66,6 @@ and backward of rows of 900 to 1001 columns took 0.69 to 0.86, 0.77 to 0.97 and 
 0.74 to 1.0, 0.85 to 1.07 and 0.89 to 1.02, of 260 and 333 0.94 to 1.10, 0.89 to 1.07 and 0.88 to 0.98; on one thread
 rows of 900 to 1001 columns 0.77 to 0.94, 0.80 to 0.97 and 0.94 to 1.05, of 400 to 514 0.87 to 1.09, 0.92 to 1.07 and
 0.94 to 1.0. dx of 1801, whose coefficients a first-level cache does not keep, 0.95 to 0.97 on two and 1.11 on one.
-"""
-
-WIDE_ROW = 64
-"""Columns whose coefficients stay in registers from row to row: 47 GB/s on one core where rows of 512 ran at 35.
-
-A row of several is best so long, or else a few times: sums of 128 columns run at 46 GB/s on one core of a Zen 4, of 256
-at 45 and of 512 at 41, as more rows are summed at once. With 512 columns backward of tensors of 128 and 256 channels
-took 1.0 to 1.1 times as long, forward 1.0 to 1.13; with 160 columns, which are no whole number of these, not 320, 1.1
-times.
 """
 
 MIN_ROWS = 128
@@ -120,13 +109,12 @@ def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     count = outer * inner
     parallel, parallel_out = (pay((outer, channels, inner), passes) for passes in (2, 1))
     if inner < NARROW:
-        tile = _tile(outer, channels) if parallel and inner == 1 else 1
-        matrix = outer // tile, tile, channels, inner
+        matrix = matrix_of((outer, channels, inner))
         shape: tuple[int, ...] = matrix
         segments = _row_segments(matrix) if parallel else 1
         kernels: Any = channels_last
         at_once = segments == 1 and not (parallel and _narrow(matrix))
-        stride = tile * channels * inner
+        stride = matrix[1] * channels * inner
         streamable = stride % NARROW == 0 or stride >= RAGGED
     else:
         shape = (outer, channels, inner)
@@ -167,18 +155,3 @@ def _narrow(shape: Matrix) -> bool:
 def _row_segments(shape: Matrix) -> int:
     """Segments for ``channels_last``: enough tasks together with the chunks of columns, but none too short."""
     return even(min(ROW_TASKS // chunks_of(shape), shape[0] // MIN_ROWS))
-
-
-def _tile(rows: int, channels: int) -> int:
-    """The divisor of ``rows`` that makes the best row of up to ``TILE`` columns, or else of ``FAR_TILE``.
-
-    That is the shortest of whole ``WIDE_ROW``, or the longest of whole registers, or else the longest.
-    """
-    tile = _best_tile(rows, channels, TILE)
-    return tile if tile * channels % NARROW == 0 or rows * channels < FAR else _best_tile(rows, channels, FAR_TILE)
-
-
-def _best_tile(rows: int, channels: int, columns: int) -> int:
-    tiles = [tile for tile in range(1, max(1, columns // channels) + 1) if rows % tile == 0]
-    whole = [tile for tile in tiles if tile * channels % WIDE_ROW == 0]
-    return whole[0] if whole else max(tiles, key=lambda tile: (tile * channels % NARROW == 0, tile))

@@ -15,7 +15,7 @@ import numpy as np
 from fastbn._dispatch import Plan, plan
 from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
-from fastbn.kernels import calls, channels_last, coefficients, small
+from fastbn.kernels import calls, coefficients, small
 from fastbn.kernels.jit import Entries, launch, threads_usable
 
 
@@ -58,9 +58,9 @@ def whole(
 ) -> bool:
     """Do all of a call in one compiled function of ``kernels.calls``; ``False`` where it does not take the arguments.
 
-    It is one of ``in_phases`` unless the plan says ``at_once``. ``arguments`` end in a tile of 1, one segment, no
-    streaming; large tensors have these from the plan, where ``streamed`` is the field for whether the result is
-    streamed. ``axis`` may be negative.
+    It is one of ``in_phases`` unless the plan says ``at_once``. ``arguments`` end in one segment, no streaming; large
+    tensors have these from the plan, where ``streamed`` is the field for whether the result is streamed. ``axis`` may
+    be negative.
     """
     if not way & calls.LARGE:
         done: bool = entries[way](*arguments)
@@ -68,9 +68,8 @@ def whole(
     how = _route(x, axis % x.ndim)[1]
     assert how is not None  # it is not empty
     table = entries if how.at_once else in_phases
-    tile = how.shape[1] if how.kernels is channels_last else 1
     threads = threads_usable()
-    arguments = *arguments[:-3], tile, how.segments, int(getattr(how, streamed)[threads])
+    arguments = *arguments[:-2], how.segments, int(getattr(how, streamed)[threads])
     return bool(launch(table[way], *arguments) if threads else table[way - calls.LARGE](*arguments))
 
 

@@ -22,6 +22,7 @@ from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.jit import inner, small
+from fastbn.kernels.tiles import matrix_of
 
 # Compiled code can call functions, but not reach for their attributes.
 _first_normalize, _last_normalize = (each.normalize.linked["serial"] for each in (channels_first, channels_last))
@@ -60,7 +61,7 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2, step 11.
     """
-    outer, channels, inner = shape = _shape_of(x)
+    _, channels, inner = shape = _shape_of(x)
     if out.shape != x.shape:
         raise ValueError("out: expected the shape of x")
     if mean.shape != (channels,) or var.shape != (channels,):
@@ -72,8 +73,7 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
     values = np.empty((3, channels), x.dtype)
     affine_of_var(mean, var, eps, gamma, beta, np.empty(channels), np.empty(channels), values)
     if inner < NARROW:
-        matrix = outer, 1, channels, inner
-        _last_normalize(x.reshape(-1), matrix, values, out.reshape(-1), False)
+        _last_normalize(x.reshape(-1), matrix_of(shape), values, out.reshape(-1), False)
     else:
         _first_normalize(x.reshape(-1), shape, values, out.reshape(-1), x.size >= _STREAM)
 
@@ -111,7 +111,7 @@ def forward(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
-    outer, channels, inner = shape = _shape_of(x)
+    _, channels, inner = shape = _shape_of(x)
     if out.shape != x.shape:
         raise ValueError("out: expected the shape of x")
     if gamma.shape != (channels,) or beta.shape != (channels,):
@@ -122,8 +122,7 @@ def forward(
         return mean, var, inv_std
     scale, shift = gamma.astype(np.float64), beta.astype(np.float64)
     if inner < NARROW:
-        matrix = outer, 1, channels, inner
-        _last_forward(x.reshape(-1), matrix, 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, False)
+        _last_forward(x.reshape(-1), matrix_of(shape), 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, False)
     else:
         streaming = x.size >= _STREAM
         _first_forward(x.reshape(-1), shape, 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming)
@@ -205,7 +204,7 @@ def backward(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, section 3, the six equations collected.
     """
-    outer, channels, inner = shape = _shape_of(x)
+    _, channels, inner = shape = _shape_of(x)
     if dout.shape != x.shape or dx.shape != x.shape:
         raise ValueError("dout, dx: expected the shape of x")
     if gamma.shape != (channels,) or mean.shape != (channels,) or inv_std.shape != (channels,):
@@ -216,8 +215,7 @@ def backward(
     scale = gamma.astype(np.float64)
     flat = dout.reshape(-1), x.reshape(-1), dx.reshape(-1)
     if inner < NARROW:
-        matrix = outer, 1, channels, inner
-        _last_backward(flat[0], flat[1], matrix, 1, mean, inv_std, scale, dbeta, dgamma, flat[2], False)
+        _last_backward(flat[0], flat[1], matrix_of(shape), 1, mean, inv_std, scale, dbeta, dgamma, flat[2], False)
     else:
         streaming = x.size >= _STREAM
         _first_backward(flat[0], flat[1], shape, 1, mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)

@@ -94,7 +94,7 @@ class FrozenBatchNorm:
         if way < 0 or not (self.ndims is None or x.ndim in self.ndims):
             return None
         result = np.empty_like(x) if out is None else out
-        arguments = x, self.axis, self._coefficients[x.dtype], result, 1, 1, 0
+        arguments = x, self.axis, self._coefficients[x.dtype], result, 1, 0
         return result if _engine.whole(calls.SCALE, calls.SCALE, way, arguments, x, self.axis, "stream_out") else None
 
 

@@ -249,7 +249,7 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         dx = np.empty_like(x) if out is None else out
         dgamma = None if gamma is None else gamma.copy()
         dbeta = None if beta_dtype is None else np.empty(mean.shape, beta_dtype)
-        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 1, 0
+        arguments = dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta, 1, 0
         if _engine.whole(calls.BACKWARD, calls.BACKWARD_IN_PHASES, way, arguments, x, axis, "stream_dx"):
             return Gradients(dx, dgamma, dbeta)
     if check.on_device(x):
@@ -296,7 +296,7 @@ def prepare(
         statistics = np.empty((3, x.shape[axis]))
         # fmt: off
         arguments = (x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, result, statistics,
-                     1, 1, 0)
+                     1, 0)
         # fmt: on
         if _engine.whole(calls.FORWARD, calls.FORWARD_IN_PHASES, way, arguments, x, axis, "stream_training"):
             cache = make_cache(x, gamma, beta, statistics, axis, True)
@@ -359,7 +359,7 @@ def evaluate(
         return None
     result = np.empty_like(x) if out is None else out
     statistics = np.empty((2, x.shape[axis]))
-    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 1, 0
+    arguments = x, axis, running_mean, running_var, gamma, beta, eps, result, statistics, 1, 0
     done = _engine.whole(calls.INFERENCE, calls.INFERENCE, way, arguments, x, axis, "stream_out")
     return (result, statistics) if done else None
 

@@ -397,7 +397,7 @@ def test_a_kernel_that_raises(rng, size):
         values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
         entries = jit.Entries(jit.with_globals(function, "raising", values))
         with pytest.raises(MemoryError):
-            entries[0](*arguments, 1, 1, 0)
+            entries[0](*arguments, 1, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

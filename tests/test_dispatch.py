@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _dispatch
 from fastbn._dispatch import MIN_ROWS, TASKS, plan
-from fastbn.kernels import calls, channels_first, channels_last
+from fastbn.kernels import calls, channels_first, channels_last, tiles
 from fastbn.kernels.rows import BLOCK, blocks_of
 
 
@@ -129,20 +128,25 @@ def test_blocks_cover_a_channel(outer, inner):
 @pytest.mark.parametrize(
     ("rows", "channels", "tile"),
     [
+        (511, 3, 1),  # few rows, and one thread
+        (512, 3, 64),
+        (513, 3, 57),
+        (4608, 19, 16),
+        (2048, 32, 1),  # whole registers, and one thread
         (401408, 64, 1),  # 64 columns
         (401408, 16, 4),  # as well
         (9973, 16, 1),  # no divisor
         (401408, 48, 4),  # the shortest of whole sets of 64
         (1600, 3, 64),
-        (1625, 48, 5),  # the longest of whole registers
-        (6, 3, 6),
-        (99, 513, 1),
+        (8125, 48, 5),  # the longest of whole registers
+        (50021, 3, 1),
+        (512, 513, 1),
         (25088, 251, 4),  # far, and longer than where there are rows of whole registers
         (10000, 251, 2),
     ],
 )
 def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
-    assert _dispatch._tile(rows, channels) == tile
+    assert tiles.tile_of(rows, channels) == tile
 
 
 def test_tiled_tensors(rng):

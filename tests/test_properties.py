@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastbn
 from fastbn import _dispatch, _engine, compiled, cs231n, functional
-from fastbn.kernels import calls, columns
+from fastbn.kernels import calls, columns, tiles
 from fastbn.kernels.columns import LEAST_CHUNKS
 from tests import strategies as some
 from tests.data_for_tests import nan_like, same_bits, threads_for_eight
@@ -35,7 +35,8 @@ def general_way():
         yield
 
 
-CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2, "WIDE_ROW": 4, "TILE": 24}
+CUTS = {"pay": threads_for_eight, "TASKS": 5, "MIN_ROWS": 2}
+TILES = {"pay": threads_for_eight, "WIDE_ROW": 4, "TILE": 24}
 """Thresholds of the dispatch table at which small tensors are cut, tiled and spread over threads."""
 
 
@@ -46,8 +47,9 @@ def small_plans(stream):
     chunks = 1 if stream else LEAST_CHUNKS  # written at once where there is one segment, or in phases
     thresholds = {**CUTS, "LEAST_CHUNKS": chunks, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
     with general_way(), contextlib.ExitStack() as stack:
-        for name, value in thresholds.items():
-            stack.enter_context(mock.patch.object(_dispatch, name, value))
+        for module, values in ((_dispatch, thresholds), (tiles, TILES)):
+            for name, value in values.items():
+                stack.enter_context(mock.patch.object(module, name, value))
         for cached in (_dispatch.plan, _engine._routes):
             cached.cache_clear()
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from fastbn._typing import Array, Float64Array, Int64Array, Matrix, Object, Shape3
+from fastbn._typing import Array, Float64Array, Int64Array, Object, Shape3
 from fastbn.kernels import channels_first, channels_last, coefficients, threads
 from fastbn.kernels.arguments import (
     apart,
@@ -49,12 +49,13 @@ from fastbn.kernels.objects import (
     number,
     release,
 )
+from fastbn.kernels.tiles import matrix_of
 
 LARGE = 2
 """The bit of an entry that runs on threads; the one before it in the table does without."""
 
 _kernel: Any = None
-_kernel_shape: Any = None  # from (outer, channels, inner) and tile to what the kernel takes for its shape
+_kernel_shape: Any = None  # from (outer, channels, inner) to what the kernel takes for its shape
 _narrow = False  # whether it takes short rows
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
@@ -150,7 +151,6 @@ def _forward(
     correction: Object,
     out: Object,
     statistics: Float64Array,
-    tile: Object,
     segments: Object,
     streaming: Object,
 ) -> bool:
@@ -162,7 +162,7 @@ def _forward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile)), index(segments), number(eps), index(streaming) == 1
+    options = _kernel_shape(shape), index(segments), number(eps), index(streaming) == 1
     parameters = _parameter(gamma, channels, 1.0), _parameter(beta, channels, 0.0)  # before others may change them
     arguments = (
         flat(x, 0, size),
@@ -233,7 +233,6 @@ def _backward(
     dx: Object,
     dgamma: Object,
     dbeta: Object,
-    tile: Object,
     segments: Object,
     streaming: Object,
 ) -> bool:
@@ -242,7 +241,7 @@ def _backward(
     size, channels = size_of(shape), shape[1]
     if not size or (shape[2] < NARROW) != _narrow:
         return False
-    options = _kernel_shape(shape, index(tile)), index(segments), index(streaming) == 1
+    options = _kernel_shape(shape), index(segments), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
     scale = _parameter(gamma, channels, 1.0)
     arguments = (
@@ -291,7 +290,6 @@ def _inference(
     eps: Object,
     out: Object,
     statistics: Float64Array,
-    tile: Object,
     segments: Object,  # noqa: ARG001 - as the others
     streaming: Object,
 ) -> bool:
@@ -324,7 +322,7 @@ def _inference(
         least = _affine_of_var(mean64, var64, number(eps), scale64, shift64, mean64, inv_std, values)
     if least < -number(eps):
         return False
-    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    options = _kernel_shape(shape), index(streaming) == 1
     _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
@@ -334,7 +332,6 @@ def _scale(
     axis: Object,
     coefficients: Object,
     out: Object,
-    tile: Object,
     segments: Object,  # noqa: ARG001 - as the others
     streaming: Object,
 ) -> bool:
@@ -344,7 +341,7 @@ def _scale(
     if not size or (shape[2] < NARROW) != _narrow or not same_or_apart(out, x, size):
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
-    options = _kernel_shape(shape, index(tile)), index(streaming) == 1
+    options = _kernel_shape(shape), index(streaming) == 1
     _run(_kernel, (flat(x, 0, size), options[0], values, flat(out, 0, size), options[1]), size)
     return True
 
@@ -396,18 +393,13 @@ def _way(x: Any, axis: Any, channels: Any, passes: Any) -> int:
 
 
 @inner
-def _as_it_is(shape: Shape3, tile: int) -> Shape3:  # noqa: ARG001 - as the next one
+def _as_it_is(shape: Shape3) -> Shape3:
     return shape
-
-
-@inner
-def _matrix(shape: Shape3, tile: int) -> Matrix:
-    return shape[0] // tile, tile, shape[1], shape[2]
 
 
 def _entries(function: Callable[..., bool], kernel: str) -> Entries:
     """A table of a function with this kernel's twins in both modules."""
-    layouts: Any = ((channels_first, _as_it_is, False), (channels_last, _matrix, True))
+    layouts: Any = ((channels_first, _as_it_is, False), (channels_last, matrix_of, True))
     bound = []
     for twin in ("serial", "parallel"):
         for module, kernel_shape, narrow in layouts:

@@ -10,6 +10,7 @@ from fastbn.kernels.coefficients import affine_channels, statistics_channels
 from fastbn.kernels.groups import NARROW, normalize_group
 from fastbn.kernels.jit import small
 from fastbn.kernels.prefetch import AHEAD
+from fastbn.kernels.tiles import matrix_of
 
 
 @small
@@ -30,7 +31,7 @@ def inference(
     Takes at most ``COLUMNS`` (of ``chunks``) channels, and columns where rows are narrow. Returns the least variance.
     """
     outer, channels, inner = shape
-    matrix = outer, 1, channels, inner
+    matrix = matrix_of(shape)
     shift = lead(data(out), matrix, 0, 0)
     values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
     least = statistics_channels(data(mean), data(var), eps, channels, data(mean64), data(inv_std))
@@ -38,7 +39,7 @@ def inference(
         return least
     affine_channels(data(x), 0, channels, data(mean64), data(inv_std), data(gamma), data(beta), values)
     if inner < NARROW:
-        normalize_chunk(data(x), data(out), matrix, 0, channels, 0, outer, values, False)
+        normalize_chunk(data(x), data(out), matrix, 0, channels, 0, matrix[0], values, False)
     else:
         normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, False, values, False)
     return least
