@@ -172,10 +172,11 @@ def every_lane(context: Any, builder: Any, value: Any, lanes: Lanes) -> Any:
 def masks_of_first(builder: Any, n: Any, kind: Any) -> list[Any]:
     """For each register of the LLVM type of lanes, the mask of those that are among the first ``n``."""
     count = kind.element.count
-    limit = splat(builder, n, count)
-    vector = ir.VectorType(n.type, count)
+    number = ir.IntType(32)  # half as many registers to compare as with those of 64 bits
+    limit = splat(builder, builder.trunc(n, number), count)
+    vector = ir.VectorType(number, count)
     starts = range(0, kind.count * count, count)
-    numbers = (ir.Constant(vector, [ir.Constant(n.type, start + i) for i in range(count)]) for start in starts)
+    numbers = (ir.Constant(vector, list(range(start, start + count))) for start in starts)
     return [builder.icmp_signed("<", each, limit) for each in numbers]
 
 
