@@ -146,7 +146,7 @@ def test_blocks_cover_a_channel(outer, inner):
     ],
 )
 def test_tiles_divide_the_rows_and_fit_a_chunk(rows, channels, tile):
-    assert tiles.tile_of(rows, channels) == tile
+    assert tiles.matrix_of((rows, channels, 1)) == (rows // tile, tile, channels, 1)
 
 
 def test_tiled_tensors(rng):

@@ -49,17 +49,12 @@ def _best_of(rows: int, channels: int, columns: int) -> int:
 
 
 @shared
-def tile_of(rows: int, channels: int) -> int:
-    """Of how many rows one is made."""
-    if not pay((rows, channels, 1), 2) and (rows < MANY or channels % NARROW == 0):
-        return 1
-    tile = _best_of(rows, channels, TILE)
-    return tile if tile * channels % NARROW == 0 or rows * channels < FAR else _best_of(rows, channels, FAR_TILE)
-
-
-@shared
 def matrix_of(shape: Shape3) -> Matrix:
     """What ``channels_last`` takes for (outer, channels, inner)."""
     outer, channels, inner = shape
-    tile = tile_of(outer, channels) if inner == 1 else 1
+    tile = 1
+    if inner == 1 and (pay(shape, 2) or (outer >= MANY and channels % NARROW > 0)):
+        tile = _best_of(outer, channels, TILE)
+        if tile * channels % NARROW > 0 and outer * channels >= FAR:
+            tile = _best_of(outer, channels, FAR_TILE)
     return outer // tile, tile, channels, inner
