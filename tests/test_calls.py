@@ -13,7 +13,7 @@ import pytest
 
 import fastbn
 from fastbn import _engine
-from fastbn.kernels import calls, jit, objects
+from fastbn.kernels import calls, jit, objects, whole
 from tests.data_for_tests import LARGE_SHAPES, SHAPES, channels_last, nan_like, read_only, same_bits, tensor
 
 DTYPES = [np.float32, np.float64]
@@ -160,7 +160,8 @@ def test_numbers_that_are_taken(rng, monkeypatch):
     a = sound(rng)
     for options in ({"momentum": 1}, {"momentum": 0}, {"eps": 1}, {"axis": -3}, {"correction": 0.5}):
         assert taken(monkeypatch, lambda options=options: train(a, **options)), options
-    for options in ({"eps": np.float64(0.5)}, {"axis": np.int64(1)}, {"correction": np.float32(1)}):
+    assert taken(monkeypatch, lambda: train(a, eps=np.float64(0.5), momentum=np.float64(0.5)))
+    for options in ({"eps": np.float32(0.5)}, {"axis": np.int64(1)}, {"correction": np.float32(1)}):
         assert not taken(monkeypatch, lambda options=options: train(a, **options)), options
 
 
@@ -385,13 +386,13 @@ def test_a_kernel_that_raises(rng, size):
     x, three = tensor(rng, (size, 1, 20)), np.ones((3, 1), np.float32)
     c = three[0]
     cases = {
-        calls._forward: (out_of_memory, (x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)))),
-        calls._backward: (
+        whole.forward: (out_of_memory, (x, 1, None, None, None, None, 0.1, 1e-5, 1, nan_like(x), np.empty((3, 1)))),
+        whole.backward: (
             out_of_memory_backward,
             (x, x, 1, np.ones(1), np.ones(1), c, nan_like(x), c.copy(), c.copy()),
         ),
-        calls._inference: (out_of_memory_normalize, (x, 1, c, c, c, c, 1e-5, nan_like(x), np.empty((2, 1)))),
-        calls._scale: (out_of_memory_normalize, (x, 1, three, nan_like(x))),
+        whole.inference: (out_of_memory_normalize, (x, 1, c, c, c, c, 1e-5, nan_like(x), np.empty((2, 1)))),
+        whole.scale: (out_of_memory_normalize, (x, 1, three, nan_like(x))),
     }
     for function, (kernel, arguments) in cases.items():
         values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
@@ -405,7 +406,7 @@ def test_update(rng, dtype):
     """Where nothing is compiled, no layer takes it."""
     x, statistics = tensor(rng, (4, 3, 5), dtype), np.abs(rng.standard_normal((3, 3)))
     running, counter = (np.ones(3, dtype), np.full(3, 2.0, dtype)), np.zeros((), np.int64)
-    update = jit.Entries(calls._update)[DTYPES.index(dtype)]
+    update = jit.Entries(whole.update)[DTYPES.index(dtype)]
     assert not update(running[0], running[1][::-1], statistics, x, 0.25, 1, counter)
     assert not update(read_only(running[0].copy()), running[1], statistics, x, 0.25, 1, counter)
     assert (running[0] == 1).all()

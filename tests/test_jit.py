@@ -145,7 +145,7 @@ fastbn.backward(x, cache)
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
     made = run.stdout.split()
     twin = "parallel" if threads > 1 else "serial"
-    kernels = {f"_{each}_by_{each}_in_phases_channels_last_{twin}" for each in ("forward", "backward")}
+    kernels = {f"{each}_by_{each}_in_phases_channels_last_{twin}" for each in ("forward", "backward")}
     assert kernels <= set(made)
     inside = (*vars(channels_last), *vars(chunk_tasks), *vars(columns), *vars(chunk_outputs), *vars(chunk_gradients))
     assert not [name for name in made if "gufunc" in name or name in inside or name.endswith("_linked")]

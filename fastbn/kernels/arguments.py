@@ -78,6 +78,12 @@ def is_vector(a: Object, channels: int, writeable: int) -> bool:
 
 
 @inner
+def is_expected_vector(a: Object, channels: int, writeable: int) -> bool:
+    """The same, of the dtype that the code was compiled for alone."""
+    return is_expected(a) and is_vector(a, channels, writeable)
+
+
+@inner
 def apart(a: Object, a_size: int, b: Object, b_size: int) -> bool:
     """Whether two dense arrays, the second of which may be ``None``, share no memory."""
     if is_none(b):

@@ -67,7 +67,7 @@ def _fields_are_known() -> bool:
         and field(_BYTE_ORDER, ctypes.c_char, probe.dtype.newbyteorder()) != b"="
         and (field(_NDIM, ctypes.c_int), field(_FLAGS, ctypes.c_int)) == (2, probe.flags.num)
         and (fields(_DIMENSIONS), fields(_STRIDES)) == ([2, 4], list(probe.strides))
-        and field(_HEADER, ctypes.c_double, number) == number
+        and [field(_HEADER, ctypes.c_double, kind(number)) for kind in (float, np.float64)] == [number, number]
     )
 
 
@@ -256,14 +256,15 @@ def index(typingctx: Any, value: Any) -> Any:
     return types.intp(value), lambda context, builder, sig, args: _as_index(context, builder, args[0])
 
 
-@instruction(lambda value: value if type(value) is float else float(_index(value)))
+@instruction(lambda value: float(value) if type(value) in (float, np.float64) else float(_index(value)))
 def number(typingctx: Any, value: Any) -> Any:
-    """An ordinary ``float``, or what ``index`` says: far below zero for everything else."""
+    """An ordinary ``float``, or NumPy's, which has the same fields, or what ``index`` says: else far below zero."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         double = ir.DoubleType()
         result = cgutils.alloca_once(builder, double)
-        with builder.if_else(_has_type(context, builder, args[0], "float")) as (ordinary, otherwise):
+        kinds = [_has_type(context, builder, args[0], name) for name in ("float", "float64")]
+        with builder.if_else(builder.or_(*kinds)) as (ordinary, otherwise):
             with ordinary:
                 builder.store(_at(builder, args[0], _HEADER, double), result)
             with otherwise:
