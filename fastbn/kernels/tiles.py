@@ -23,9 +23,9 @@ times.
 MANY = 512
 """The fewest rows that end within a cache line and are made longer on one thread, too.
 
-On a Zen 3, in turns, 1280x3, 2048x4 and 4608x19 took 0.70, 0.74 and 0.69 of the time in inference, 0.74, 0.68 and 0.69
-in forward, 0.59, 0.53 and 0.69 in backward; 800x5 0.9, 400x5 and 200x10 1.14 to 1.19 times as long. Rows of whole
-lines, 16 to 48 columns, took 1.0 to 1.12 times as long.
+On a Zen 3, in turns, 1280x3, 2048x4 and 4608x19 took 0.70, 0.75 and 0.69 of the time in inference, 0.74, 0.63 and 0.69
+in forward, 0.59, 0.49 and 0.70 in backward; 800x5 0.9, 400x5 and 200x10 1.14 to 1.19 times as long. Rows of whole
+lines, 16 to 48 columns, took 0.96 to 1.12 times as long.
 """
 
 
