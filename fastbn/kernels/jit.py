@@ -189,7 +189,8 @@ class Entries(list[Callable[..., Any]]):
 
         def call(*args: Any) -> Any:
             given = [(value, dtype) for value, dtype in zip(args, dtypes, strict=True) if dtype is not None]
-            return all(getattr(value, "dtype", dtype) == dtype for value, dtype in given) and function(*args)
+            arrays = ((value, dtype) for value, dtype in given if isinstance(value, np.ndarray))
+            return all(array.dtype == dtype for array, dtype in arrays) and function(*args)
 
         return call
 
