@@ -24,8 +24,9 @@ DATA_TYPES = {"float16": 1, "float32": 3, "float64": 7}
 VECTOR = 2
 """The format tag of one dimension."""
 TENSORS = {"NCHW": 5, "NHWC": 22, "nChw8c": 102, "nChw16c": 78}
-"""Format tags of four dimensions; the last two have channels in blocks, each block together at every pixel."""
-PLAIN = ("NCHW", "NHWC")
+"""Format tags of four dimensions."""
+BLOCKS = {"nChw8c": 8, "nChw16c": 16}
+"""The channels of a block, in layouts in which each block of channels lies together at every pixel."""
 ARGUMENTS = {
     "src": 1,
     "dst": 17,
@@ -121,7 +122,7 @@ class BatchNorm:
         vector = _descriptor(shape[1:2], "float32", VECTOR)
         description = _describe(operation, tensor, eps)
         try:
-            if layout not in PLAIN and _implementation(description).startswith("ref"):
+            if layout in BLOCKS and _implementation(description).startswith("ref"):
                 raise RefusedError(f"only the reference code takes {layout} on this processor")
             self._primitive = _make("dnnl_primitive_create", description)
         finally:

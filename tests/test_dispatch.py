@@ -139,7 +139,10 @@ def test_blocks_cover_a_channel(outer, inner):
         (401408, 48, 4),  # the shortest of whole sets of 64
         (1600, 3, 64),
         (8125, 48, 5),  # the longest of whole registers
-        (50021, 3, 1),
+        (1625, 48, 1),  # whole registers, too small for threads
+        (6, 3, 1),
+        (99, 513, 1),
+        (50021, 3, 1),  # no divisor
         (512, 513, 1),
         (25088, 251, 4),  # far, and longer than where there are rows of whole registers
         (10000, 251, 2),

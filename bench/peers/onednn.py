@@ -73,7 +73,7 @@ def _lay_out(tensor: Array, layout: str) -> Array:
     if layout == "NCHW":
         return aligned(pixels.transpose(0, 2, 1))
     images, count, channels = pixels.shape
-    block = 8 if layout == "nChw8c" else 16
+    block = onednn.BLOCKS[layout]
     padded = np.pad(pixels, ((0, 0), (0, 0), (0, -channels % block)))
     return aligned(padded.reshape(images, count, -1, block).transpose(0, 2, 1, 3))
 
@@ -82,7 +82,7 @@ def _read(memory: Array, layout: str, like: Array) -> Array:
     """The inverse of ``_lay_out``, for a tensor of the shape of ``like``."""
     if layout == "NCHW":
         memory = memory.transpose(0, 2, 1)
-    if layout in ("nChw8c", "nChw16c"):
+    if layout in onednn.BLOCKS:
         memory = memory.transpose(0, 2, 1, 3)
     images, channels = like.shape[:2]
     pixels = memory.reshape(*memory.shape[:2], -1)[:, :, :channels]
