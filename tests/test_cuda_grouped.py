@@ -244,7 +244,7 @@ def test_the_same_bits_as_the_phases(rng, started, at_once, shape, dtype):
     how = _plan.plan((shape[0], shape[1], int(np.prod(shape[2:]))), np.dtype(dtype), True)
     grouped = bool(how.forward.group), bool(how.backward.group)
     found = {}
-    for blocks in (0, 1, 5, 8) if SIMULATED else (0, 1, 100, 1000):
+    for blocks in (0, 1, 5) if SIMULATED else (0, 1, 100, 1000):
         at_once(blocks)
         started.clear()
         found[blocks] = bits(train(*given))
@@ -291,7 +291,7 @@ def test_partials_are_read_when_all_are_written(rng, monkeypatch, shape, dtype):
         return place
 
     monkeypatch.setattr(_driver.Stream, "scratch", spoilt)
-    for _ in range(3):
+    for _ in range(1 if SIMULATED else 3):
         assert bits(train(*given)) == wanted
 
 

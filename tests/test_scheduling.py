@@ -113,7 +113,7 @@ def add_in_phases(values, sums):
 def test_a_phase_sees_all_of_the_one_before(parallel, tasks):
     first = sum(range(tasks))
     second = first * tasks + first
-    for _ in range(20 if numba.config.DISABLE_JIT else 2000):
+    for _ in range(3 if numba.config.DISABLE_JIT else 2000):
         values = np.full((3, tasks), -1)
         add_in_phases(parallel, values, np.zeros(1, np.int64))
         assert (values[1] == first + np.arange(tasks)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ SHAPES = [
     (4, 16, 2, 2),
 ]
 GUARD = 100
+STEP = 5 if numba.config.DISABLE_JIT else 1  # interpreted, all stores are one
 
 
 def results(x, dout, offset):
@@ -71,7 +73,7 @@ def test_same_bits_at_every_alignment(rng, request, dtype, shape):
     assert not any(np.isnan(out).any() for out in expected)
     ordinary = [results(x, dout, offset) for offset in range(1, 64 // x.itemsize, 3)]
     request.getfixturevalue("forced")
-    streamed = [results(x, dout, offset) for offset in range(64 // x.itemsize)]
+    streamed = [results(x, dout, offset) for offset in range(0, 64 // x.itemsize, STEP)]
     for outs in ordinary + streamed:
         for out, wanted in zip(outs, expected, strict=True):
             assert same_bits(out, wanted)

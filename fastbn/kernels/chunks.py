@@ -12,7 +12,7 @@ from fastbn.kernels.coefficients import spread_columns
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.loads import width
 from fastbn.kernels.prefetch import AHEAD, prefetch_near
-from fastbn.kernels.registers import BYTES, WIDE
+from fastbn.kernels.registers import BYTES, WHOLE_LINES, WIDE
 from fastbn.kernels.shares import even
 from fastbn.kernels.stores import aligned
 
@@ -32,6 +32,7 @@ KEPT = 320  # the most cache lines of their coefficients, 20 kB, that a first-le
 # wider rows at once, in turns on two cores of a Zen 4: inference of 512x2048 143 to 93 us, of 1568x2048 438 to 321, dx
 # of 2048 columns 0.8 to 1.0 of the time. Eight, or with lines of dx asked for: 1.0 to 1.5 times as long as
 # four; all rows of one half and then of the other gained nothing.
+HALF_PAGE = 32  # cache lines
 RUN = 16384  # the fewest values of a task that keeps no sums: enough to repay the spreading of the coefficients,
 TASKS = 16  # tasks to aim at, and
 LONG_RUN = 1 << 20  # the most values of one. With tasks of RUN values forward took 1.03 to 1.2 times as long, backward
@@ -70,7 +71,9 @@ def rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int:
     """How many rows are written side by side: several short or near, or ``wide`` ones, or such as end within a line.
 
     Else they go in order, 1 or 2 at a time. Streamed ones that end within a line always do, one by one, each cut where
-    registers are aligned.
+    registers are aligned. Nor are four streamed rows written at once that lie half pages or whole ones apart, where a
+    line takes two stores: one core of a Zen 3 wrote rows of 2048 columns so at 4 to 9 GB/s, as loops in C did, of 2032
+    columns at 29, and writes those of 2048 at 27 to 32 in order or two at a time.
 
     Two threads, in order against four at once: 25088 rows of 512, normalize 1535 to 1290 us, gradient 2930 to 2460;
     3136 of 256, 37 to 35 and 65 to 55; one thread, 1024 of 48, 2.5 to 3.8 and 3.8 to 6.2.
@@ -85,6 +88,8 @@ def rows_at_once(x: Address, shape: Matrix, wide: bool, streaming: bool) -> int:
             return 1
         if stride % width(x) == 0:
             return 2
+    if wide and streaming and not WHOLE_LINES and stride % (HALF_PAGE * width(x)) == 0:
+        return 2 if stride <= COLUMNS else 1
     return max(ROWS, LINES * width(x) // stride)
 
 

@@ -74,6 +74,10 @@ pieces, forward 0.43 to 0.68, backward 0.44 to 0.73.
 """
 
 
+WHOLE_LINES = _AVX512
+"""Whether one store fills a cache line."""
+
+
 class Lanes(types.Type):
     """Numba's type of ``count`` values in registers of ``register`` bytes."""
 
