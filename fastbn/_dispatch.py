@@ -4,7 +4,7 @@
 tensor, as (outer, channels, inner)                   kernels
 ====================================================  ==============
 ``inner == 1`` (NC, channels last)                    channels_last, tiled
-``inner < NARROW`` (rows shorter than a register)     channels_last
+``by_columns`` (short runs: see ``kernels.families``)  channels_last
 everything else                                       channels_first
 ====================================================  ==============
 
@@ -22,10 +22,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from fastbn._typing import Matrix
+from fastbn._typing import Matrix, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
 from fastbn.kernels.columns import LEAST_CHUNKS, chunks_of
+from fastbn.kernels.families import by_columns
 from fastbn.kernels.groups import NARROW
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.shares import even
@@ -81,9 +82,13 @@ class Plan:
     """How one shape is run."""
 
     kernels: Any
-    """The module."""
+    """The module for training,"""
     shape: tuple[int, ...]
-    """The shape in which it takes the tensors."""
+    """and the shape in which it takes the tensors;"""
+    kernels_out: Any
+    """the module for inference, which gives the same bits,"""
+    shape_out: tuple[int, ...]
+    """and its shape."""
     count: int
     """Values per channel."""
     segments: int
@@ -106,36 +111,41 @@ class Plan:
 @functools.lru_cache(maxsize=1024)
 def plan(outer: int, channels: int, inner: int, itemsize: int) -> Plan:
     """The plan for a tensor of this shape and item size; none of the three dimensions is 0."""
-    count = outer * inner
-    parallel, parallel_out = (pay((outer, channels, inner), passes) for passes in (2, 1))
-    if inner < NARROW:
-        matrix = matrix_of((outer, channels, inner))
-        shape: tuple[int, ...] = matrix
+    tensor = outer, channels, inner
+    (kernels, shape, streamable), (kernels_out, shape_out, streamable_out) = (_family(tensor, 2), _family(tensor, 1))
+    parallel, parallel_out = pay(tensor, 2), pay(tensor, 1)
+    if kernels is channels_last:
+        matrix = matrix_of(tensor)
         segments = _row_segments(matrix) if parallel else 1
-        kernels: Any = channels_last
         at_once = segments == 1 and not (parallel and _narrow(matrix))
-        stride = matrix[1] * channels * inner
-        streamable = stride % NARROW == 0 or stride >= RAGGED
     else:
-        shape = (outer, channels, inner)
         segments = min(blocks_of(outer, inner), -(-TASKS // channels)) if channels < FEW and parallel else 1
-        kernels = channels_first
         at_once = segments == 1
-        streamable = True
-    size = count * channels * itemsize
+    size = outer * channels * inner * itemsize
     return Plan(
         kernels,
         shape,
-        count,
+        kernels_out,
+        shape_out,
+        outer * inner,
         segments,
         at_once,
         parallel,
         parallel_out,
-        small=not parallel_out and channels * (inner if inner < NARROW else 1) <= COLUMNS,
-        stream_out=_stream(streamable, 2 * size, STREAM_ONCE),
+        small=not parallel_out and channels * (inner if kernels_out is channels_last else 1) <= COLUMNS,
+        stream_out=_stream(streamable_out, 2 * size, STREAM_ONCE),
         stream_training=_stream(streamable, 2 * size, STREAM),
         stream_dx=_stream(streamable, 3 * size, STREAM_DX),
     )
+
+
+def _family(shape: Shape3, passes: int) -> tuple[Any, tuple[int, ...], bool]:
+    """The module for an operation of so many passes, the shape that it takes, and whether it can stream."""
+    if not by_columns(shape, passes):
+        return channels_first, shape, True
+    matrix = matrix_of(shape)
+    stride = matrix[1] * matrix[2] * matrix[3]
+    return channels_last, matrix, stride % NARROW == 0 or stride >= RAGGED
 
 
 def _stream(streamable: bool, size: int, least: tuple[int, int]) -> Stream:

@@ -78,9 +78,9 @@ def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array 
     layout, how = _route(x if like is None else like, axis)
     result, target = _output(layout, x, out)
     if how is not None:
-        how.kernels.normalize(
-            how.parallel_out, layout.load(x), how.shape, values, layout.flat(target), how.stream_out[threads_usable()]
-        )
+        tensors = layout.load(x), layout.flat(target)
+        streaming = how.stream_out[threads_usable()]
+        how.kernels_out.normalize(how.parallel_out, tensors[0], how.shape_out, values, tensors[1], streaming)
         _deliver(target, result)
     return result
 

@@ -20,7 +20,7 @@ import numpy as np
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
-from fastbn.kernels.groups import NARROW
+from fastbn.kernels.families import by_columns
 from fastbn.kernels.jit import inner, small
 from fastbn.kernels.tiles import matrix_of
 
@@ -61,7 +61,8 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2, step 11.
     """
-    _, channels, inner = shape = _shape_of(x)
+    shape = _shape_of(x)
+    channels = shape[1]
     if out.shape != x.shape:
         raise ValueError("out: expected the shape of x")
     if mean.shape != (channels,) or var.shape != (channels,):
@@ -72,7 +73,7 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
         return
     values = np.empty((3, channels), x.dtype)
     affine_of_var(mean, var, eps, gamma, beta, np.empty(channels), np.empty(channels), values)
-    if inner < NARROW:
+    if by_columns(shape, 1):
         _last_normalize(x.reshape(-1), matrix_of(shape), values, out.reshape(-1), False)
     else:
         _first_normalize(x.reshape(-1), shape, values, out.reshape(-1), x.size >= _STREAM)
@@ -111,7 +112,8 @@ def forward(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
-    _, channels, inner = shape = _shape_of(x)
+    shape = _shape_of(x)
+    channels = shape[1]
     if out.shape != x.shape:
         raise ValueError("out: expected the shape of x")
     if gamma.shape != (channels,) or beta.shape != (channels,):
@@ -121,7 +123,7 @@ def forward(
         inv_std[:] = 1.0 / np.sqrt(eps)
         return mean, var, inv_std
     scale, shift = gamma.astype(np.float64), beta.astype(np.float64)
-    if inner < NARROW:
+    if by_columns(shape, 2):
         _last_forward(x.reshape(-1), matrix_of(shape), 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, False)
     else:
         streaming = x.size >= _STREAM
@@ -204,7 +206,8 @@ def backward(
     ----------
     Ioffe and Szegedy 2015, arXiv:1502.03167, section 3, the six equations collected.
     """
-    _, channels, inner = shape = _shape_of(x)
+    shape = _shape_of(x)
+    channels = shape[1]
     if dout.shape != x.shape or dx.shape != x.shape:
         raise ValueError("dout, dx: expected the shape of x")
     if gamma.shape != (channels,) or mean.shape != (channels,) or inv_std.shape != (channels,):
@@ -214,7 +217,7 @@ def backward(
         return dgamma, dbeta
     scale = gamma.astype(np.float64)
     flat = dout.reshape(-1), x.reshape(-1), dx.reshape(-1)
-    if inner < NARROW:
+    if by_columns(shape, 2):
         _last_backward(flat[0], flat[1], matrix_of(shape), 1, mean, inv_std, scale, dbeta, dgamma, flat[2], False)
     else:
         streaming = x.size >= _STREAM

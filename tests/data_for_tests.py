@@ -51,6 +51,8 @@ SHAPES = [
     ((2, 3, 4, 5, 6), 1),
     ((2, 3, 4, 5, 6), -1),
     ((1, 3, 2, 2), 1),
+    ((33, 2, 4, 5), 1),  # short runs of many samples
+    ((33, 2, 6, 6), 1),  # the same in inference alone
 ]
 
 LARGE_SHAPES = [
@@ -66,4 +68,5 @@ LARGE_SHAPES = [
     ((30, 5, 5, 100), -1),  # rows that are no whole cache lines
     ((100, 1, 30, 30), 1),
     ((1, 17, 70, 61), 1),
+    ((70, 90, 4, 5), 1),  # short runs of many samples, in training alone
 ]

@@ -393,7 +393,7 @@ def test_a_kernel_that_raises(rng, size):
         whole.scale: (out_of_memory_normalize, (x, 1, three, nan_like(x))),
     }
     for function, (kernel, arguments) in cases.items():
-        values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_narrow": False}
+        values = {"_kernel": kernel, "_kernel_shape": calls._as_it_is, "_columns": False}
         entries = jit.Entries(jit.with_globals(function, "raising", values))
         with pytest.raises(MemoryError):
             entries[0](*arguments, 1, 0)

@@ -5,7 +5,7 @@ import pytest
 
 import fastbn
 from fastbn._dispatch import MIN_ROWS, TASKS, plan
-from fastbn.kernels import calls, channels_first, channels_last, tiles
+from fastbn.kernels import calls, channels_first, channels_last, objects, tiles
 from fastbn.kernels.rows import BLOCK, blocks_of
 
 
@@ -40,6 +40,32 @@ def test_table(shape, kernels, segments, at_once):
     assert how.at_once is at_once
     assert np.prod(how.shape) == np.prod(shape)
     assert how.count == shape[0] * shape[2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "training", "inference"),
+    [
+        ((1000, 64, 15), channels_last, channels_last),  # shorter than a register
+        ((31, 40, 25), channels_first, channels_last),
+        ((32, 40, 25), channels_last, channels_last),  # short runs of many samples
+        ((32, 41, 25), channels_last, channels_first),  # and many values of each
+        ((32, 28, 26), channels_first, channels_last),
+        ((15, 10, 16), channels_first, channels_first),
+        ((255, 64, 64), channels_first, channels_first),
+        ((256, 64, 64), channels_last, channels_first),  # longer ones of more samples
+        ((10**5, 1, 256), channels_last, channels_last),
+        ((10**5, 1, 257), channels_first, channels_last),
+        ((10**5, 1, 1025), channels_first, channels_first),
+    ],
+)
+@pytest.mark.skipif(not objects.KNOWN, reason="no whole calls")
+def test_families(shape, training, inference):
+    how = plan(*shape, 4)
+    assert (how.kernels, how.kernels_out) == (training, inference)
+    assert np.prod(how.shape_out) == np.prod(shape)
+    if np.prod(shape) < 2 * 10**6:
+        ways = [calls.WAY[0](np.zeros(shape, np.float32), 1, None, passes) for passes in (2, 1)]
+        assert [way % 2 for way in ways] == [training is channels_last, inference is channels_last]
 
 
 values_for_threads = pytest.mark.parametrize(

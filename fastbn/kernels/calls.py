@@ -20,7 +20,7 @@ import numpy as np
 from fastbn._typing import Shape3
 from fastbn.kernels import channels_first, channels_last, threads, whole
 from fastbn.kernels.arguments import shape_of, size_of
-from fastbn.kernels.groups import NARROW
+from fastbn.kernels.families import by_columns
 from fastbn.kernels.jit import Entries, inner, with_globals
 from fastbn.kernels.objects import KNOWN, index, is_none, kind_of
 from fastbn.kernels.tiles import matrix_of
@@ -41,7 +41,8 @@ def _way(x: Any, axis: Any, channels: Any, passes: Any) -> int:
     size = size_of(shape)
     if not size or not (is_none(channels) or index(channels) == shape[1]):
         return -1
-    return 4 * (kind - 1) + (LARGE if threads.pay(shape, index(passes)) else 0) + (1 if shape[2] < NARROW else 0)
+    large = LARGE if threads.pay(shape, index(passes)) else 0
+    return 4 * (kind - 1) + large + (1 if by_columns(shape, index(passes)) else 0)
 
 
 @inner
@@ -54,12 +55,12 @@ def _entries(function: Callable[..., bool], kernel: str) -> Entries:
     layouts: Any = ((channels_first, _as_it_is, False), (channels_last, matrix_of, True))
     bound = []
     for twin in ("serial", "parallel"):
-        for module, kernel_shape, narrow in layouts:
+        for module, kernel_shape, columns in layouts:
             name = f"{function.__name__}_by_{kernel}_{module.__name__.rpartition('.')[2]}_{twin}"
             values = {
                 "_kernel": getattr(module, kernel).linked[twin],
                 "_kernel_shape": kernel_shape,
-                "_narrow": narrow,
+                "_columns": columns,
             }
             bound.append(with_globals(function, name, values))
     return Entries(*bound)

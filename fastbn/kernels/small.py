@@ -7,7 +7,8 @@ from fastbn.kernels.addresses import data, offset, stack
 from fastbn.kernels.chunk_outputs import normalize_chunk
 from fastbn.kernels.chunks import SCRATCH, lead
 from fastbn.kernels.coefficients import affine_channels, statistics_channels
-from fastbn.kernels.groups import NARROW, normalize_group
+from fastbn.kernels.families import by_columns
+from fastbn.kernels.groups import normalize_group
 from fastbn.kernels.jit import small
 from fastbn.kernels.prefetch import AHEAD
 from fastbn.kernels.tiles import matrix_of
@@ -28,9 +29,9 @@ def inference(
 ) -> float:
     """``affine_of_var``, then ``normalize`` on one thread, unless a variance lies below ``-eps``: the same bits.
 
-    Takes at most ``COLUMNS`` (of ``chunks``) channels, and columns where rows are narrow. Returns the least variance.
+    Takes at most ``COLUMNS`` (of ``chunks``) channels, and columns where these are taken. Returns the least variance.
     """
-    outer, channels, inner = shape
+    outer, channels, _ = shape
     matrix = matrix_of(shape)
     shift = lead(data(out), matrix, 0, 0)
     values = offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift), offset(stack(x, SCRATCH), shift)
@@ -38,7 +39,7 @@ def inference(
     if least < -eps:
         return least
     affine_channels(data(x), 0, channels, data(mean64), data(inv_std), data(gamma), data(beta), values)
-    if inner < NARROW:
+    if by_columns(shape, 1):
         normalize_chunk(data(x), data(out), matrix, 0, channels, 0, matrix[0], values, False)
     else:
         normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, False, values, False)

@@ -6,7 +6,7 @@ Figures: two threads against one, in turns with PyTorch's kernels in one process
 from __future__ import annotations
 
 from fastbn._typing import Shape3
-from fastbn.kernels.groups import NARROW
+from fastbn.kernels.families import by_columns
 from fastbn.kernels.jit import shared
 from fastbn.kernels.rows import PARALLEL
 
@@ -36,7 +36,7 @@ def pay(shape: Shape3, passes: int) -> bool:
     """Whether threads are used for an operation that makes one pass over (outer, channels, inner) values, or two."""
     outer, channels, inner = shape
     values = outer * channels * inner
-    if inner < NARROW:
+    if by_columns(shape, passes):
         if passes == 1:
             return values >= COLUMNS_ONE_PASS
         return values >= (SHORT_COLUMNS if outer <= SHORT else COLUMNS)

@@ -24,7 +24,7 @@ from fastbn.kernels.arguments import (
     shape_of_both,
     size_of,
 )
-from fastbn.kernels.groups import NARROW
+from fastbn.kernels.families import by_columns
 from fastbn.kernels.jit import inner
 from fastbn.kernels.objects import (
     WRITEABLE,
@@ -42,7 +42,7 @@ from fastbn.kernels.per_channel import given_or, is_usual, parameter, read, roun
 
 _kernel: Any = None
 _kernel_shape: Any = None  # from (outer, channels, inner) to what the kernel takes for its shape
-_narrow = False  # whether it takes short rows
+_columns = False  # whether it takes rows of columns
 _affine_of_var, _weighted_mean = coefficients.affine_of_var, coefficients.weighted_mean
 
 
@@ -117,7 +117,7 @@ def forward(
     """
     shape = _shape_to_train(x, axis, gamma, beta, running_mean, running_var, momentum, eps, correction, out)
     size, channels = size_of(shape), shape[1]
-    if not size or (shape[2] < NARROW) != _narrow:
+    if not size or by_columns(shape, 2) != _columns:
         return False
     options = _kernel_shape(shape), index(segments), number(eps), index(streaming) == 1
     parameters = parameter(gamma, channels, 1.0), parameter(beta, channels, 0.0)  # before others may change them
@@ -184,7 +184,7 @@ def backward(
     """Gradients of training; ``dgamma`` and ``dbeta`` may be ``None``, ``dx`` may be ``dout``."""
     shape = _shape_to_differentiate(dout, x, axis, mean, inv_std, gamma, dx, dgamma, dbeta)
     size, channels = size_of(shape), shape[1]
-    if not size or (shape[2] < NARROW) != _narrow:
+    if not size or by_columns(shape, 2) != _columns:
         return False
     options = _kernel_shape(shape), index(segments), index(streaming) == 1
     sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
@@ -226,7 +226,7 @@ def inference(
     size, channels = size_of(shape), shape[1]
     if not (
         size
-        and (shape[2] < NARROW) == _narrow
+        and by_columns(shape, 1) == _columns
         and same_or_apart(out, x, size)
         and 0.0 <= number(eps) < np.inf
         and is_parameter(gamma, channels, out, size)
@@ -266,7 +266,7 @@ def scale(
     """Normalise with coefficients, (3, C); ``out`` may be ``x``."""
     shape = shape_of_both(x, axis, out)
     size = size_of(shape)
-    if not size or (shape[2] < NARROW) != _narrow or not same_or_apart(out, x, size):
+    if not size or by_columns(shape, 1) != _columns or not same_or_apart(out, x, size):
         return False
     values = flat(coefficients, 0, 3 * shape[1]).reshape((3, shape[1]))
     options = _kernel_shape(shape), index(streaming) == 1
