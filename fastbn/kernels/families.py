@@ -14,10 +14,10 @@ SAMPLES, SHORT = 32, 25
 """In training so many samples, of runs no longer than that or than a quarter of the number of samples, are columns.
 
 The more samples, the fewer channels does a core's cache keep from one pass to the next, and their runs lie far apart.
-In turns on a Zen 3, one thread and two, as columns: forward of
-512x64x4x4 took 0.40 of the time on both, backward 0.49, of 32x256x4x4 0.7 to 0.75 and 0.81, of 128x64x5x5 0.52 to 0.65
-and 0.55 to 0.74, of 256x16x8x8 0.56 to 0.64 and 0.59 to 0.85, of 512x16x10x10 0.7 and 0.65 to 0.71, of 2048x64x5x5 0.22
-and 0.18. But of 8x512x4x4 0.92 and 0.98, of 32x256x8x8 1.03 to 1.16 and 1.14 to 1.25, of 64x64x14x14 1.03 and 1.12.
+In turns on a Zen 3, one thread and two, as columns: forward of 512x64x4x4 took 0.40 of the time on both, backward 0.49,
+of 32x256x4x4 0.7 to 0.75 and 0.81, of 128x64x5x5 0.52 to 0.65 and 0.55 to 0.74, of 256x16x8x8 0.56 to 0.64 and 0.59 to
+0.85, of 512x16x10x10 0.7 and 0.65 to 0.71, of 2048x64x5x5 0.22 and 0.18. But of 8x512x4x4 0.92 and 0.98, of 32x256x8x8
+1.03 to 1.16 and 1.14 to 1.25, of 64x64x14x14 1.03 and 1.12. Not measured with AVX-512.
 """
 
 LONG = 256
