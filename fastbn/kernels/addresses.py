@@ -18,6 +18,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
+from numba.core.imputils import impl_ret_new_ref
+from numba.core.typing.npydecl import parse_dtype
 from numba.extending import intrinsic
 
 LINE = 64
@@ -68,6 +71,27 @@ def stack(typingctx: Any, x: Any, count: Any) -> Any:
         return builder.bitcast(memory, context.get_value_type(types.CPointer(x.dtype)))
 
     return types.CPointer(x.dtype)(x, count), codegen
+
+
+@instruction(np.empty)
+def empty(typingctx: Any, shape: Any, dtype: Any) -> Any:
+    """An array of a function's own, from the heap: ``np.empty``, of which Numba compiles one for each kind of shape."""
+    result = types.Array(parse_dtype(dtype), len(shape), "C")
+    itemsize = result.dtype.bitwidth // 8
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lengths = cgutils.unpack_tuple(builder, args[0])
+        strides = [context.get_constant(types.intp, itemsize)]
+        for length in lengths[::-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        size, *strides = strides
+        owner = context.nrt.meminfo_alloc_aligned(builder, size=size, align=LINE)  # raises MemoryError
+        made = context.make_array(result)(context, builder)
+        pointer = builder.bitcast(context.nrt.meminfo_data(builder, owner), made.data.type)
+        context.populate_array(made, data=pointer, shape=lengths, strides=strides, itemsize=itemsize, meminfo=owner)
+        return impl_ret_new_ref(context, builder, result, made._getvalue())
+
+    return result(shape, dtype), codegen
 
 
 def part(x: Any, i: int, n: int) -> Any:

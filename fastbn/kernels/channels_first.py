@@ -15,7 +15,7 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Shape3
-from fastbn.kernels.addresses import data, stack
+from fastbn.kernels.addresses import data, empty, stack
 from fastbn.kernels.coefficients import finish_gradient, finish_products, finish_statistics, four_of, three_of
 from fastbn.kernels.group_tasks import (
     add_moments,
@@ -121,7 +121,7 @@ def forward_in_phases(
     groups, cuts = groups_of(shape, 1), cuts_of(shape)
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
-    coefficients = np.empty((3, channels), x.dtype)
+    coefficients = empty((3, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -239,7 +239,7 @@ def backward_in_phases(
     groups, cuts = groups_of(shape, 2), cuts_of(shape)
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
-    coefficients = np.empty((4, channels), x.dtype)
+    coefficients = empty((4, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)

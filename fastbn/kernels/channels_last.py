@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 
 from fastbn._typing import Array, Float64Array, Matrix
-from fastbn.kernels.addresses import data, offset, stack
+from fastbn.kernels.addresses import data, empty, offset, stack
 from fastbn.kernels.chunk_gradients import gradient_chunk
 from fastbn.kernels.chunk_outputs import normalize_chunk
 from fastbn.kernels.chunk_tasks import (
@@ -45,7 +45,7 @@ def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var:
     channels, inner = shape[2], shape[3]
     chunks = sum_chunks_of(shape, segments, IS_PARALLEL)
     sums, merges = segments * chunks, channel_tasks(channels)
-    origin = np.empty(channels)
+    origin = empty((channels,), np.float64)
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     shares = deal(2, max(sums, merges))
@@ -96,7 +96,7 @@ def forward(
     rows, tile, channels, inner = shape
     count = np.float64(rows * inner * tile)
     chunks = chunks_of(shape)
-    origin = np.empty(channels)
+    origin = empty((channels,), np.float64)
     pivots(data(x), 0, channels, inner, data(origin))
     shares = deal(1, chunks)
     for worker in prange(len(shares[0])):
@@ -135,10 +135,10 @@ def forward_in_phases(
     channels, inner = shape[2], shape[3]
     chunks, written, blocks = sum_chunks_of(shape, segments, IS_PARALLEL), output_chunks_of(shape), row_blocks_of(shape)
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
-    origin = np.empty(channels)
+    origin = empty((channels,), np.float64)
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
-    coefficients = np.empty((3, channels), x.dtype)
+    coefficients = empty((3, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -262,7 +262,7 @@ def backward_in_phases(
     chunks, written, blocks = sum_chunks_of(shape, segments, IS_PARALLEL), output_chunks_of(shape), row_blocks_of(shape)
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
     parts = segments_of(segments, channels)
-    coefficients = np.empty((4, channels), x.dtype)
+    coefficients = empty((4, channels), x.dtype)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
-_ENTRY: dict[str, Any] = {**_COMMON, "pipeline_class": linking.EntryCompiler}
+_ENTRY: dict[str, Any] = {**_COMMON, "no_cfunc_wrapper": True, "pipeline_class": linking.EntryCompiler}
 """For what Python calls."""
 
 _INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}

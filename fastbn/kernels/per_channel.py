@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Array, Float64Array, Object
+from fastbn.kernels.addresses import empty
 from fastbn.kernels.jit import inner
 from fastbn.kernels.objects import doubles, flat, floats, is_expected, is_none, kind_of
 
@@ -33,7 +34,7 @@ def read(a: Object, default: float, values: Float64Array) -> None:
 @inner
 def parameter(a: Object, channels: int, default: float) -> Float64Array:
     """The same in an array of its own."""
-    values = np.empty(channels)
+    values = empty((channels,), np.float64)
     read(a, default, values)
     return values
 
@@ -59,7 +60,7 @@ def given_or(a: Object, x: Object, channels: int, default: float) -> Array:
     """A parameter as it is, or the default in the dtype of ``x``."""
     if not is_none(a):
         return flat(a, 0, channels)
-    values = np.empty(channels, flat(x, 0, 1).dtype)
+    values = empty((channels,), flat(x, 0, 1).dtype)
     for c in range(channels):
         values[c] = default
     return values

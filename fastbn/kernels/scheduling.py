@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 
 from fastbn._typing import Address, Int64Array
-from fastbn.kernels.addresses import LINE, data, instruction, part
+from fastbn.kernels.addresses import LINE, data, empty, instruction, part
 from fastbn.kernels.jit import inner
 
 COUNTERS = 2 * LINE // 8  # numbers of a worker's share in a phase: two counters, each on a line of its own,
@@ -125,7 +125,7 @@ def go_on(shares: tuple[int], tasks: int) -> None:
 @inner
 def counters(phases: int, workers: int) -> Int64Array:
     """A row for the share of each worker in each phase, of which nothing is taken and nothing done."""
-    shares = np.empty((phases, workers, COUNTERS), np.int64)
+    shares = empty((phases, workers, COUNTERS), np.int64)
     for phase in range(phases):
         for worker in range(workers):
             shares[phase, worker, TAKEN] = 0

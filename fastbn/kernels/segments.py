@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn._typing import Address, Address2, Float64Array
-from fastbn.kernels.addresses import offset
+from fastbn.kernels.addresses import empty, offset
 from fastbn.kernels.jit import inner
 from fastbn.kernels.lanes import spread_wide_doubles
 from fastbn.kernels.loads import load_wide_doubles
@@ -25,7 +25,7 @@ def stride_of(channels: int) -> int:
 @inner
 def segments_of(segments: int, channels: int) -> Float64Array:
     """Room for the sums."""
-    return np.empty((segments, 2, stride_of(channels)))
+    return empty((segments, 2, stride_of(channels)), np.float64)
 
 
 @inner

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastbn._typing import Float64Array, Int64Array, Object, Shape3
 from fastbn.kernels import coefficients
+from fastbn.kernels.addresses import empty
 from fastbn.kernels.arguments import (
     apart,
     is_expected_vector,
@@ -187,7 +188,7 @@ def backward(
     if not size or by_columns(shape, 2) != _columns:
         return False
     options = _kernel_shape(shape), index(segments), index(streaming) == 1
-    sum_dout, sum_dout_xhat = np.empty(channels), np.empty(channels)
+    sum_dout, sum_dout_xhat = empty((channels,), np.float64), empty((channels,), np.float64)
     scale = parameter(gamma, channels, 1.0)
     arguments = (
         flat(dout, 0, size),
@@ -237,7 +238,7 @@ def inference(
         and apart(out, size, var, channels)
     ):
         return False
-    values = np.empty((3, channels), flat(x, 0, size).dtype)
+    values = empty((3, channels), flat(x, 0, size).dtype)
     mean64, inv_std = flat(statistics, 0, channels), flat(statistics, channels, channels)
     if is_expected(mean) and is_expected(var) and is_usual(gamma) and is_usual(beta):
         given = flat(mean, 0, channels), flat(var, 0, channels)
