@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import importlib.util
+import multiprocessing
 import platform
 import sys
 import time
@@ -56,15 +59,34 @@ def _vector_bits() -> int:
     return max((bits for name, bits in widths.items() if features.get(name)), default=64)
 
 
-def warmup() -> None:
+def warmup(jobs: int) -> None:
     """Compile every kernel for float32 and float64, as both twins, and leave them in the cache folder."""
     start = time.perf_counter()
-    work = list(_usual_calls())
-    for done, (module, function, args) in enumerate(work, 1):
-        function(*args)
-        name = getattr(function, "py_func", function).__name__
-        _show_progress(done, len(work), f"{module.__name__.rpartition('.')[2]}.{name}")
-    print(f"{len(work)} kernels in {time.perf_counter() - start:.1f} s; cache folder: {cache.folder()}")
+    total = len(_work())
+    for done, name in enumerate(_compile_all(total, jobs), 1):
+        _show_progress(done, total, name)
+    print(f"{total} kernels in {time.perf_counter() - start:.1f} s; cache folder: {cache.folder()}")
+
+
+def _compile_all(total: int, jobs: int) -> Iterator[str]:
+    """The names of the kernels, each when it is compiled, by so many processes."""
+    if jobs == 1:
+        yield from map(_compile, range(total))
+        return
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for compiled in concurrent.futures.as_completed([pool.submit(_compile, position) for position in range(total)]):
+            yield compiled.result()
+
+
+def _compile(position: int) -> str:
+    module, function, args = _work()[position]
+    function(*args)
+    return f"{module.__name__.rpartition('.')[2]}.{getattr(function, 'py_func', function).__name__}"
+
+
+@functools.cache
+def _work() -> list[tuple[ModuleType, Callable[..., Any], tuple[Any, ...]]]:
+    return list(_usual_calls())
 
 
 def _usual_calls() -> Iterator[tuple[ModuleType, Callable[..., Any], tuple[Any, ...]]]:
@@ -114,12 +136,22 @@ def _show_progress(done: int, total: int, what: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="python -m fastbn", description=__doc__)
-    commands = {"info": info, "warmup": warmup}
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, command in commands.items():
+    for command in (info, warmup):
         summary = (command.__doc__ or "").strip()
-        subparsers.add_parser(name, help=summary, description=summary)
-    commands[parser.parse_args(argv).command]()
+        options = subparsers.add_parser(command.__name__, help=summary, description=summary)
+        options.set_defaults(run=command)
+    options.add_argument("--jobs", type=_positive, default=1, help="processes that compile (default: %(default)s)")
+    given = vars(parser.parse_args(argv))
+    del given["command"]
+    given.pop("run")(**given)
+
+
+def _positive(text: str) -> int:
+    """A number of processes."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
 
 
 if __name__ == "__main__":
