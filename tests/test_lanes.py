@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastbn.kernels import stores
-from fastbn.kernels.addresses import data, offset, read, stack, write
+from fastbn.kernels.addresses import LINE, data, empty, offset, read, stack, write
 from fastbn.kernels.formulas import affine1
 from fastbn.kernels.lanes import blend, if_zero, least_of, lesser, not_negative, root, spread, spread_doubles, sum_of
 from fastbn.kernels.loads import (
@@ -225,3 +225,27 @@ def test_interpreted_indices_are_checked(touch):
         with pytest.raises(IndexError, match=rf"values from {i} on, of 200"):
             touch(x, i)
     assert not x.any()
+
+
+def an_empty_array(rows, columns, x):
+    made = empty((rows, 3, columns), x.dtype)
+    made[...] = x
+    return made
+
+
+@DTYPES
+def test_empty(dtype):
+    made = numba.njit(an_empty_array)(2, 5, np.full(5, 7, dtype))
+    assert (made.shape, made.dtype, made.flags.c_contiguous) == ((2, 3, 5), dtype, True)
+    assert (made == 7).all()
+    assert numba.config.DISABLE_JIT or made.ctypes.data % LINE == 0
+    assert numba.njit(an_empty_array)(2, 0, np.ones(0, dtype)).shape == (2, 3, 0)
+
+
+def a_huge_array(size):
+    return empty((size,), np.float64).size
+
+
+def test_no_memory():
+    with pytest.raises(MemoryError):
+        numba.njit(a_huge_array)(1 << 48)

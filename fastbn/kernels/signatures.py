@@ -2,8 +2,7 @@
 
 Numba asks for that of every call at least twice, in each function in which it stands, and tries the rules for
 ``int + int`` anew, those of arrays, text and sets among them. Kernels call few things with few types, some thousands of
-times: remembered, forward and backward of NHWC compiled in 0.89 of the time (two versions at once on one core, by the
-processor time of each).
+times: remembered, forward and backward of NHWC compiled in 0.89 of the time (without timers, too, see ``linking``).
 """
 
 from __future__ import annotations
