@@ -7,7 +7,8 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -76,14 +77,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="python -m fastbn", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for command in (info, warmup):
-        summary = (command.__doc__ or "").strip()
-        options = subparsers.add_parser(command.__name__, help=summary, description=summary)
-        options.set_defaults(run=command)
-    options.add_argument("--jobs", type=_positive, default=1, help="processes that compile (default: %(default)s)")
+    options = {command: _add(subparsers, command) for command in (info, warmup)}
+    jobs = "processes that compile (default: %(default)s)"
+    options[warmup].add_argument("--jobs", type=_positive, default=1, help=jobs)
     given = vars(parser.parse_args(argv))
     del given["command"]
     given.pop("run")(**given)
+
+
+def _add(subparsers: Any, command: Callable[..., None]) -> argparse.ArgumentParser:
+    """The parser of a command's options, with its docstring for help."""
+    summary = (command.__doc__ or "").strip()
+    options: argparse.ArgumentParser = subparsers.add_parser(command.__name__, help=summary, description=summary)
+    options.set_defaults(run=command)
+    return options
 
 
 def _positive(text: str) -> int:

@@ -93,9 +93,11 @@ def test_nothing_is_compiled_after_warmup():
 
 
 @pytest.mark.skipif(not numba.config.DISABLE_JIT, reason="the test above runs it compiled")
-def test_warmup_without_compilation(capsys):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_warmup_without_compilation(capsys, jobs):
     """Its arguments fit: every kernel takes them."""
-    command.main(["warmup"])
+    command.main(["warmup", "--jobs", str(jobs)])
     shown = capsys.readouterr()
     assert shown.out.startswith("131 kernels in ")
-    assert "131/131 channels_last.backward" in shown.err
+    assert "channels_last.backward" in shown.err
+    assert shown.err.splitlines()[-1].startswith("[##############################] 131/131 ")
