@@ -34,6 +34,7 @@ def test_what_was_found_is_not_asked_again():
     for _ in range(2):
         assert Remembering(context).resolve_function_type("f", (types.int64,), {}) == "of int"
         assert Remembering(context).resolve_function_type("f", (types.float64,), {}) == "of float"
+        assert Remembering(context).resolve_function_type("f", [types.int64], {}) == "of int"  # as Numba's passes ask
         assert Remembering(context).resolve_function_type("f", (), {"x": types.int64}) == "by name"
     assert not context.answers
 

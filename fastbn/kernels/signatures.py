@@ -7,6 +7,7 @@ times: remembered, forward and backward of NHWC compiled in 0.89 of the time (wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _found: dict[Any, Any] = {}
@@ -21,9 +22,9 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    def resolve_function_type(self, func: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+    def resolve_function_type(self, func: Any, args: Sequence[Any], kws: dict[str, Any]) -> Any:
         """The signature of a call with arguments of these types; ``None``, or an error, is not remembered."""
-        key = func, args, tuple(kws.items())
+        key = func, tuple(args), tuple(kws.items())
         signature = _found.get(key)
         if signature is None:
             signature = self._context.resolve_function_type(func, args, kws)
