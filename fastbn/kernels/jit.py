@@ -30,11 +30,11 @@ from fastbn.kernels.objects import Given
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True}
-_ENTRY: dict[str, Any] = {**_COMMON, "no_cfunc_wrapper": True, "pipeline_class": linking.EntryCompiler}
+_COMMON: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+_ENTRY: dict[str, Any] = {**_COMMON, "pipeline_class": linking.EntryCompiler}
 """For what Python calls."""
 
-_INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER: dict[str, Any] = {**_COMMON, "no_cpython_wrapper": True}
 """For what Python does not call."""
 
 
