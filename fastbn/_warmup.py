@@ -17,14 +17,13 @@ from fastbn.kernels.twins import Kernel
 
 
 def compiled(jobs: int) -> Iterator[str]:
-    """Compile all of ``work`` in so many processes; the name of each kernel when it is done."""
+    """Compile all of ``work`` in so many processes; the names of the kernels, in order, as far as they are done."""
     positions = range(len(work()))
     if jobs == 1:
         yield from map(_compile, positions)
         return
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(_compile, position) for position in positions]):
-            yield done.result()
+        yield from pool.map(_compile, positions)
 
 
 @functools.cache

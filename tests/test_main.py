@@ -81,9 +81,8 @@ def test_nothing_is_compiled_after_warmup():
         check=True,
     )
     assert run.stdout.startswith("131 kernels in ")
-    shown = run.stderr.splitlines()
-    assert shown[-1].startswith("[##############################] 131/131 ")
-    assert any(line.endswith("channels_last.backward_in_phases_parallel") for line in shown)
+    last = run.stderr.splitlines()[-1]
+    assert last == "[##############################] 131/131 channels_last.backward_in_phases_parallel"
     calls = subprocess.run(
         [sys.executable, "-c", AFTER_WARMUP], capture_output=True, text=True, timeout=600, check=True
     )
@@ -99,5 +98,4 @@ def test_warmup_without_compilation(capsys, jobs):
     command.main(["warmup", "--jobs", str(jobs)])
     shown = capsys.readouterr()
     assert shown.out.startswith("131 kernels in ")
-    assert "channels_last.backward" in shown.err
-    assert shown.err.splitlines()[-1].startswith("[##############################] 131/131 ")
+    assert "131/131 channels_last.backward" in shown.err
