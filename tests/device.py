@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import random
 import sys
 import threading
 
@@ -27,7 +28,7 @@ def shared_array(self, shape, dtype, alignment=None):
 
 
 class Thread(threading.Thread):
-    """One of a cooperative kernel, which waits for its block's or for all."""
+    """One of a kernel, which waits for its block's or for all."""
 
     def __init__(self, work, block, thread, of_block, of_grid):
         super().__init__(target=work, daemon=True)
@@ -35,10 +36,9 @@ class Thread(threading.Thread):
         self.of_block, self.of_grid, self.error = of_block, of_grid, None
 
     def run(self):
+        sys.settrace(None)  # coverage, which measures no kernels
         try:
             super().run()
-        except threading.BrokenBarrierError:
-            pass  # another one has the error
         except Exception as error:
             self.error = error
             self.of_block.abort()
@@ -48,24 +48,30 @@ class Thread(threading.Thread):
         self.of_block.wait()
 
 
-def run_together(function, grid, threads, *arguments):
-    """A cooperative kernel's blocks at once: the simulator's own run one after the other, and wait for themselves."""
+def run_together(function, blocks, threads, *arguments):
+    """Blocks of a kernel at once. Where one thread waits for the others, each of them has to come.
+
+    The simulator's own blocks run one after the other, so that those of a cooperative kernel wait for themselves, and
+    are polled, which takes four times as long. Which thread goes ahead is drawn: none may read what another one, ahead
+    of it by chance, has already written.
+    """
     from numba.cuda.simulator.kernelapi import Dim3
 
-    of_grid = threading.Barrier(grid * threads)
-    of_blocks = [threading.Barrier(threads) for _ in range(grid)]
+    of_grid = threading.Barrier(len(blocks) * threads, timeout=60)
+    of_blocks = {i: threading.Barrier(threads, timeout=60) for i in blocks}
     started = [
         Thread(lambda: function(*arguments), Dim3(i, 0, 0), Dim3(t, 0, 0), of_blocks[i], of_grid)
-        for i in range(grid)
+        for i in blocks
         for t in range(threads)
     ]
+    random.Random(0).shuffle(started)
     for each in started:
         each.start()
     for each in started:
         each.join()
-    for each in started:
-        if each.error is not None:
-            raise each.error
+    errors = [each.error for each in started if each.error is not None]
+    if errors:
+        raise min(errors, key=lambda each: isinstance(each, threading.BrokenBarrierError))
 
 
 def patch_the_simulator():
@@ -73,21 +79,20 @@ def patch_the_simulator():
 
     class Manager(kernel.BlockManager):
         def run(self, point, *arguments):
-            if "cg" not in self._f.__code__.co_names:
-                super().run(point, *arguments)
-            elif not any(point):
-                run_together(self._f, self._grid_dim[0], self._block_dim[0], *arguments)
+            together = "cg" in self._f.__code__.co_names
+            if not together or not any(point):
+                blocks = range(self._grid_dim[0]) if together else [point[0]]
+                run_together(self._f, blocks, self._block_dim[0], *arguments)
 
     kernel.BlockManager = Manager
     kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, threads: AT_ONCE
     kernelapi.GridGroup.sync = lambda self: threading.current_thread().of_grid.wait()
     kernelapi.FakeCUDAShared.array = shared_array
+    return Manager.__base__
 
 
-if SIMULATED:
-    sys.setswitchinterval(1e-6)  # the simulator's threads wait for each other, one of them busily
-    if INSTALLED:
-        patch_the_simulator()
+POLLED = patch_the_simulator() if SIMULATED and INSTALLED else None
+"""The simulator's own way to run a block."""
 
 
 def usable():

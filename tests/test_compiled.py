@@ -10,7 +10,7 @@ from numba import njit, prange
 import fastbn
 from fastbn import compiled
 from tests.conftest import JIT
-from tests.data_for_tests import same_bits
+from tests.data_for_tests import read_only, same_bits
 
 EPS, MOMENTUM = 1e-3, 0.25
 SHAPES = [(8, 5, 33), (40, 7, 1), (9, 3, 4), (1, 3, 50), (2, 1, 1), (3, 2100, 1), (0, 4, 6), (3, 0, 20)]
@@ -90,6 +90,14 @@ def test_in_place(rng):
     given = compiled.backward(target, x, gamma, mean, inv_std, target)
     assert same_bits(target, dx)
     assert all(map(same_bits, given, wanted))
+
+
+def test_what_may_only_be_read(rng):
+    x = rng.standard_normal((5, 4, 20))
+    given = vectors(rng, 4, np.float64)
+    expected, out = evaluate(x, *given), np.empty_like(x)
+    compiled.inference(read_only(x), *map(read_only, given), EPS, out)
+    assert same_bits(out, expected)
 
 
 def test_inside_a_parallel_loop_of_the_caller(rng):

@@ -8,7 +8,7 @@ import pytest
 import fastbn
 from fastbn import reference
 from tests.data_for_tests import channels_last, read_only, same_bits, tensor
-from tests.device import SIMULATED, Foreign, get, nan_like, needs_device, put, put_askew
+from tests.device import POLLED, SIMULATED, Foreign, get, nan_like, needs_device, put, put_askew
 from tests.tolerances import DGAMMA, DX, MEAN, OUTPUT, ULPS, VAR, ulps
 
 pytestmark = [pytest.mark.gpu, needs_device]
@@ -391,6 +391,21 @@ def test_other_libraries_arrays(rng):
     gradients = fastbn.backward(given, cache, out=given)
     assert gradients.dx is given
     check_backward(gradients, dout, x, gamma, 1)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the simulator's own threads")
+def test_threads_as_the_simulator_runs_them(rng, monkeypatch):
+    from numba.cuda.simulator import kernel
+
+    x, dout = tensor(rng, (2, 3, 5, 4)), tensor(rng, (2, 3, 5, 4))
+    results = []
+    for manager in (kernel.BlockManager, POLLED):
+        with monkeypatch.context() as patched:
+            patched.setattr(kernel, "BlockManager", manager)
+            out, cache = fastbn.forward(put(x))
+            results.append([get(each) for each in (out, cache.mean, fastbn.backward(put(dout), cache).dx)])
+    check_forward(out, cache, x, 1.0, 0.0, 1)
+    assert all(map(same_bits, *results))
 
 
 def test_streams(rng):

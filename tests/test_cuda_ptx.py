@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -72,22 +73,23 @@ def signatures(shape):
     }
 
 
-@pytest.fixture
-def ptx(monkeypatch):
-    import numba.cuda.dispatcher
+@functools.lru_cache
+def compiled(module, kernel, dtype, width, aligned=True, cc=CC):
     from numba import cuda, types
 
     from fastbn.kernels import cuda_columns, cuda_planes
     from fastbn.kernels.cuda import kernels
 
-    modules = {"cuda_planes": (cuda_planes, 3), "cuda_columns": (cuda_columns, 4)}
+    module, ndim = {"cuda_planes": (cuda_planes, 3), "cuda_columns": (cuda_columns, 4)}[module]
+    function = getattr(kernels(module, np.dtype(dtype), width, aligned), kernel).py_func
+    return cuda.compile_ptx(function, signatures(types.UniTuple(types.int64, ndim))[kernel], cc=cc)[0]
+
+
+@pytest.fixture
+def ptx(monkeypatch):
+    import numba.cuda.dispatcher
+
     monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=CC))
-
-    def compiled(module, kernel, dtype, width, aligned=True, cc=CC):
-        module, ndim = modules[module]
-        function = getattr(kernels(module, np.dtype(dtype), width, aligned), kernel).py_func
-        return cuda.compile_ptx(function, signatures(types.UniTuple(types.int64, ndim))[kernel], cc=cc)[0]
-
     return compiled
 
 
@@ -200,22 +202,25 @@ class Pretended:
 PLACES = itertools.count(1 << 44, 1 << 36)
 
 
+@functools.lru_cache
+def compiled_for(kernel, *arguments):
+    from numba import cuda
+
+    return cuda.compile_ptx(kernel.py_func, arguments, cc=CC)
+
+
 @pytest.fixture
 def launches(ptx, monkeypatch):
     """The kernels that calls would start, compiled for the very arguments that they would be given."""
-    from numba import cuda
-
     from fastbn.cuda import _driver
 
-    started, texts = [], {}
+    started = []
 
     def configured(kernel, grid, threads, *_):
         def launch(*arguments):
             assert grid > 0
             assert threads % 32 == 0
-            signature = tuple(map(numba.typeof, arguments))
-            if (kernel, signature) not in texts:
-                texts[kernel, signature] = cuda.compile_ptx(kernel.py_func, signature, cc=CC)
+            assert compiled_for(kernel, *map(numba.typeof, arguments))
             started.append(kernel.__name__.partition("_float")[0])
 
         return launch

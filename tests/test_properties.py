@@ -441,7 +441,7 @@ def test_compiled(case):
     """From compiled code: what ``inner`` and ``outer`` are is up to the caller."""
     axis = case.axis % case.x.ndim
     x, dout = (
-        np.ascontiguousarray(a).reshape(np.prod(a.shape[:axis], dtype=int), a.shape[axis], -1)
+        np.array(a, order="C").reshape(np.prod(a.shape[:axis], dtype=int), a.shape[axis], -1)
         if a.size
         else np.empty((0, case.channels, 1), a.dtype)
         for a in (case.x, case.dout)

@@ -83,9 +83,7 @@ if SIMULATED:
         shared = cuda.shared.array(MOST_THREADS, np.float64)
         shared[cuda.threadIdx.x] = value
         cuda.syncthreads()
-        total: Scalar = 0.0
-        for i in range(cuda.blockDim.x):
-            total += shared[i]
+        total: Scalar = shared[: cuda.blockDim.x].sum()
         cuda.syncthreads()
         return total
 
