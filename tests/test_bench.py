@@ -27,7 +27,11 @@ TENSORS = [
     (Problem("blocks", (2, 32, 3), 1e-3), np.float32, True),
     (Problem("volume", (2, 3, 4, 5, 2), 1e-3), np.float32, False),
 ]
-COMPARISONS = [(library, *tensor) for library in PEERS for tensor in TENSORS[: 1 if library == "torch.compile" else 6]]
+COMPARISONS = [
+    pytest.param(library, *tensor, marks=[pytest.mark.peers] * (library not in (OURS, "NumPy")))
+    for library in PEERS
+    for tensor in TENSORS[: 1 if library == "torch.compile" else 6]
+]
 
 
 def not_offered(library, dtype):
@@ -64,6 +68,7 @@ def test_peers_agree_with_the_reference(library, problem, dtype, last):
     assert missing == not_offered(library, dtype)
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's blocks are those of x86-64's registers")
 def test_onednn_has_a_layout_of_blocks():
     """Of 16 channels with registers of 64 bytes, else of 8: where there is but reference code, it is not measured."""
@@ -86,6 +91,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
         prepare("ONNX Runtime", make_case(SMALL), "inference")
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(numba.get_num_threads() < 2, reason="one core")
 def test_threads_are_numbas():
     case = make_case(SMALL)
@@ -294,6 +300,7 @@ def test_run_and_report(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "picture-float32-1-threads.png").stat().st_size > 10_000
 
 
+@pytest.mark.peers
 def test_every_shape(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(every_shape, "PROBLEMS", [FLAT, SMALL, SMALL, SMALL._replace(shape=(1, 50, 99, 99))])
@@ -308,6 +315,7 @@ def test_every_shape(tmp_path, capsys, monkeypatch):
     assert f"{behind} of 16 are slower than PyTorch out= or faster by at most 10%." in capsys.readouterr().out
 
 
+@pytest.mark.peers
 def test_scaling(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     pytest.importorskip("torch")

@@ -14,7 +14,12 @@ from tests.origins.keras import KEPT_ARRAYS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-PROGRAMS = [page for page in PAGES if "```python" in page.read_text()]
+PEERS = re.compile(r"^(?:>>> )?(?:import|from) (?:jax|keras|onnx|torch)", flags=re.MULTILINE)
+PROGRAMS = [
+    pytest.param(page, marks=[pytest.mark.peers] * bool(PEERS.search(page.read_text())), id=page.stem)
+    for page in PAGES
+    if "```python" in page.read_text()
+]
 RUNNER = ROOT / "tests" / "run_page.py"
 
 
@@ -24,7 +29,7 @@ def run(page, folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
 
 
-@pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_python_runs_as_printed(page, tmp_path):
     finished = run(page, tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -10,6 +10,7 @@ from tests import tolerances
 
 torch = pytest.importorskip("torch")
 fusion = pytest.importorskip("torch.nn.utils.fusion")
+pytestmark = pytest.mark.peers
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 CONVOLUTIONS = {

@@ -14,7 +14,7 @@ from tests.origins.compare import Case, Layer, difference, differences, largest_
 from tests.origins.keras import KEPT_ARRAYS, KerasLayer, built, library, moved_over
 from tests.tolerances import ORIGINS
 
-pytestmark = pytest.mark.filterwarnings(KEPT_ARRAYS)
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings(KEPT_ARRAYS)]
 
 keras = library()
 BOUNDS = ORIGINS[np.float32]  # Keras computes in float32, whatever its dtype

@@ -20,6 +20,7 @@ from tests.origins.compare import DTYPES, largest_differences
 from tests.origins.onnx import cases, evaluator, model_of, runtime
 
 onnx = pytest.importorskip("onnx")
+pytestmark = pytest.mark.peers
 
 MULTIPLE = 16
 """Of ``eps``. The evaluator rounds an output seven times, in terms larger than it, and sums hundreds of values in the

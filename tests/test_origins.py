@@ -23,7 +23,7 @@ TABLE = re.compile(r"(?:^\|.*\n)+", flags=re.MULTILINE)
 WRITE = "FASTBN_WRITE_ORIGINS" in os.environ
 ROWS = [(origin, dtype) for origin in ORIGINS for dtype in DTYPES]
 
-pytestmark = pytest.mark.filterwarnings(KEPT_ARRAYS)
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings(KEPT_ARRAYS)]
 
 
 @functools.cache

@@ -45,6 +45,7 @@ def test_gradients_are_central_differences(rng, backward):
         assert error < CENTRAL_DIFFERENCE
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_agrees_with_pytorch_in_float64(rng, shape, axis):
     torch = pytest.importorskip("torch")

@@ -17,6 +17,7 @@ from bench.shapes import PROBLEMS
 from tests.data_for_tests import channels_last, tensor
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.peers
 
 EPS = np.finfo(np.float32).eps
 EXACT = {"out": 4, "dx": 8, "dgamma": 4, "dbeta": 4, "running": 1}  # errors of fastbn alone

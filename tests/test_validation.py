@@ -693,6 +693,7 @@ def test_count(count):
     refused_where(ValueError, "count: expected a finite number above 0", ["backward_input"], count=count)
 
 
+@pytest.mark.peers
 def test_tensors_of_other_libraries(rng):
     """What turns into an array is one; what refuses to is named."""
     torch = pytest.importorskip("torch")
