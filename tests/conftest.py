@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import numba
 import numpy as np
 import pytest
@@ -22,6 +24,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs compiled kernels"))
         if item.get_closest_marker("huge") and "huge" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="takes minutes; pytest -m huge"))
+
+
+def pytest_collection_finish():
+    """Half of the time goes to Numba's compiler, and a tenth of that to looking for what it has dropped."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True)
