@@ -73,8 +73,8 @@ def signatures(shape):
     }
 
 
-@functools.lru_cache
-def compiled(module, kernel, dtype, width, aligned=True, cc=CC):
+@functools.cache
+def compiled(module, kernel, dtype, width, aligned, cc):
     from numba import cuda, types
 
     from fastbn.kernels import cuda_columns, cuda_planes
@@ -90,7 +90,7 @@ def ptx(monkeypatch):
     import numba.cuda.dispatcher
 
     monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=CC))
-    return compiled
+    return lambda module, kernel, dtype, width, aligned=True, cc=CC: compiled(module, kernel, dtype, width, aligned, cc)
 
 
 def in_a_row(text, instruction, other):
@@ -202,7 +202,7 @@ class Pretended:
 PLACES = itertools.count(1 << 44, 1 << 36)
 
 
-@functools.lru_cache
+@functools.cache
 def compiled_for(kernel, *arguments):
     from numba import cuda
 
