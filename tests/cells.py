@@ -43,11 +43,12 @@ def data():
     rng = np.random.default_rng(0)
     given = []
     for shape in SHAPES:
-        tensors = [rng.standard_normal(shape, np.float32) + 3 for _ in range(2)]
-        given.append(tensors)
-        if len(shape) == 4:
-            given.append([channels_last(x) for x in tensors])
-        given.append([np.repeat(x, 2, 0)[::2] for x in tensors])  # goes the general way
+        for dtype in (np.float32, np.float64):
+            tensors = [rng.standard_normal(shape).astype(dtype) + 3 for _ in range(2)]
+            given.append(tensors)
+            if len(shape) == 4:
+                given.append([channels_last(x) for x in tensors])
+            given.append([np.repeat(x, 2, 0)[::2] for x in tensors])  # goes the general way
     return given
 
 

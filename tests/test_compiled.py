@@ -93,11 +93,17 @@ def test_in_place(rng):
 
 
 def test_what_may_only_be_read(rng):
-    x = rng.standard_normal((5, 4, 20))
+    x, dout = rng.standard_normal((2, 5, 4, 20))
     given = vectors(rng, 4, np.float64)
-    expected, out = evaluate(x, *given), np.empty_like(x)
-    compiled.inference(read_only(x), *map(read_only, given), EPS, out)
-    assert same_bits(out, expected)
+    gamma, beta, mean, var = given
+    expected = [*train(x, gamma, beta, mean.copy(), var.copy(), 0.0, dout), evaluate(x, *given)]
+    for array in (x, dout, *given):
+        read_only(array)
+    out, dx, evaluated = (np.empty_like(x) for _ in range(3))
+    batch_mean, _, inv_std = compiled.forward(x, gamma, beta, EPS, out)
+    sums = compiled.backward(dout, x, gamma, batch_mean, inv_std, dx)
+    compiled.inference(x, *given, EPS, evaluated)
+    assert all(map(same_bits, [out, dx, *sums, batch_mean, inv_std, evaluated], expected))
 
 
 def test_inside_a_parallel_loop_of_the_caller(rng):

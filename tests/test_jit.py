@@ -140,7 +140,7 @@ x = np.ones((70_000, 32), np.float32)
 _, cache = fastbn.forward(x)
 fastbn.backward(x, cache)
 """
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "0"}
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2", "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
     made = run.stdout.split()
