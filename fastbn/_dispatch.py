@@ -22,29 +22,53 @@ import functools
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numba
+
 from fastbn._typing import Matrix, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.chunks import COLUMNS
 from fastbn.kernels.columns import LEAST_CHUNKS, chunks_of
 from fastbn.kernels.families import by_columns
 from fastbn.kernels.groups import NARROW
+from fastbn.kernels.processor import FAR_CACHE
 from fastbn.kernels.rows import blocks_of
 from fastbn.kernels.shares import even
 from fastbn.kernels.threads import FEW, pay
 from fastbn.kernels.tiles import matrix_of
 
-STREAM = 17_000_000, 30_000_000
+ALONE, EACH = 6_000_000, 4_500_000
+"""Bytes read and written from which streaming stores win where the last-level cache is far: on one thread, and times
+the number of threads.
+
+On two cores of an Emerald Rapids, in turns, inference of 3 to 26 MB took 0.72 to 0.89 of the time, forward 0.80 to 0.99
+and backward 0.75 to 1.0, on one from 3 MB on 0.78 to 0.88, 0.83 to 0.98 and 0.72 to 0.96. Together with somebody who
+reads the result at once, on two cores, inference of 3.2 MB took 1.25 to 1.64 times as long, of 4.2 to 5.2 MB 1.05 to
+1.39, of 6.4 MB 1.12 to 1.17, of 9.6 MB 1.09 to 1.15, of 12.8 MB 1.0 to 1.17, of 26 MB 0.9; forward of 4.2 to 6.4 MB
+1.05 to 1.19, backward of 3.2 MB 1.0 to 1.14 and of 6.4 MB 1.0 to 1.05; on one core inference and forward of 1.6 MB 1.2
+to 1.78, of 3.2 MB 1.05 to 1.28, backward of 1.6 MB 0.98 to 1.22. So this is where one outweighs the other. With more
+than two threads not measured: the second-level caches of all keep more, and what holds elsewhere is the most.
+"""
+
+
+def _least(alone: int, together: int) -> tuple[int, int]:
+    """These, or less where the last-level cache is far."""
+    if not FAR_CACHE:
+        return alone, together
+    return min(alone, ALONE), min(together, EACH * numba.config.NUMBA_NUM_THREADS)
+
+
+STREAM = _least(17_000_000, 30_000_000)
 """Bytes read and written from which streaming stores win in a training forward: on one thread, and on several.
 
-Here, with 32 MB of last-level cache, forward of 32x96x28x28, 19 MB, gained 10% to 27% on one and lost 60% on two;
+With 32 MB of last-level cache, forward of 32x96x28x28, 19 MB, gained 10% to 27% on one and lost 60% on two;
 26 MB, of 32x128x28x28, lost 30% and gained 3% within minutes, in NCHW lost 25% and nothing; 34 MB, of 32x160x29x29,
 gained 20%.
 """
 
-STREAM_DX = 17_000_000, 24_000_000
+STREAM_DX = _least(17_000_000, 24_000_000)
 """The same for backward, which leaves less of the cache: 29 MB gained 15%, 38 MB 12% to 25%."""
 
-STREAM_ONCE = 21_000_000, 33_000_000
+STREAM_ONCE = _least(21_000_000, 33_000_000)
 """The same for inference, where x is read once: 19 MB lost 6% to 22% on one thread, 26 MB gained 13% to 38%.
 
 On two, with more than the 32 MB of the cache: where nothing else used it, 42 MB lost 15% to 30%, 48 MB 3% to 10%, 51 MB

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastbn._dispatch import STREAM, STREAM_DX
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
@@ -29,7 +30,8 @@ _first_normalize, _last_normalize = (each.normalize.linked["serial"] for each in
 _first_forward, _last_forward = (each.forward.linked["serial"] for each in (channels_first, channels_last))
 _first_backward, _last_backward = (each.backward.linked["serial"] for each in (channels_first, channels_last))
 
-_STREAM = 3_000_000  # values of a tensor from which streaming stores win on one thread (see ``_dispatch.STREAM``)
+_STREAM = STREAM[0]
+_STREAM_DX = STREAM_DX[0]
 
 
 @inner
@@ -126,7 +128,7 @@ def forward(
     if by_columns(shape, 2):
         _last_forward(x.reshape(-1), matrix_of(shape), 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, False)
     else:
-        streaming = x.size >= _STREAM
+        streaming = 2 * x.nbytes >= _STREAM
         _first_forward(x.reshape(-1), shape, 1, eps, scale, shift, out.reshape(-1), mean, var, inv_std, streaming)
     return mean, var, inv_std
 
@@ -220,6 +222,6 @@ def backward(
     if by_columns(shape, 2):
         _last_backward(flat[0], flat[1], matrix_of(shape), 1, mean, inv_std, scale, dbeta, dgamma, flat[2], False)
     else:
-        streaming = x.size >= _STREAM
+        streaming = 3 * x.nbytes >= _STREAM_DX
         _first_backward(flat[0], flat[1], shape, 1, mean, inv_std, scale, dbeta, dgamma, flat[2], streaming)
     return dgamma, dbeta

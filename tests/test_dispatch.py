@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import numba
 import numpy as np
 import pytest
 
 import fastbn
+from fastbn import _dispatch
 from fastbn._dispatch import MIN_ROWS, TASKS, plan
 from fastbn.kernels import calls, channels_first, channels_last, objects, tiles
 from fastbn.kernels.rows import BLOCK, blocks_of
@@ -119,11 +125,8 @@ def test_segments_hold_work_and_stay_few(outer, channels, inner):
 
 
 NEVER, ALONE, ALWAYS = (False, False), (True, False), (True, True)
-
-
-@pytest.mark.parametrize(
-    ("shape", "inference", "training", "backward"),
-    [
+STREAMED = {
+    "znver4": [
         ((32, 64, 112 * 112), ALWAYS, ALWAYS, ALWAYS),
         ((32, 64, 56 * 56), ALWAYS, ALWAYS, ALWAYS),
         ((32, 128, 28 * 28), ALONE, ALONE, ALWAYS),
@@ -134,12 +137,39 @@ NEVER, ALONE, ALWAYS = (False, False), (True, False), (True, True)
         ((100043, 257, 1), NEVER, NEVER, NEVER),  # rows begin anywhere in a line,
         ((40002, 1001, 1), ALWAYS, ALWAYS, ALWAYS),  # but long ones are streamed
     ],
-)
-def test_large_tensors_are_streamed_and_sooner_on_one_thread(shape, inference, training, backward):
-    how = plan(*shape, 4)
-    assert (how.stream_out, how.stream_training, how.stream_dx) == (inference, training, backward)
-    half = plan(shape[0] // 2, *shape[1:], 8)
-    assert (half.stream_out, half.stream_training, half.stream_dx) == (inference, training, backward)
+    "emeraldrapids": [
+        ((32, 64, 56 * 56), ALWAYS, ALWAYS, ALWAYS),
+        ((32, 256, 14 * 14), ALWAYS, ALWAYS, ALWAYS),
+        ((32, 512, 7 * 7), ALONE, ALONE, ALWAYS),
+        ((32, 256, 7 * 7), NEVER, NEVER, NEVER),
+        ((100043, 257, 1), NEVER, NEVER, NEVER),
+    ],
+}
+
+
+@pytest.mark.parametrize("cpu", STREAMED)
+def test_large_tensors_are_streamed_and_sooner_on_one_thread(cpu):
+    """And sooner where the last-level cache is far; as much of float64."""
+    shapes = [(*shape, 4) for shape, *_ in STREAMED[cpu]]
+    code = f"""
+from fastbn._dispatch import plan
+for outer, channels, inner, itemsize in {shapes}:
+    for how in (plan(outer, channels, inner, itemsize), plan(outer // 2, channels, inner, 2 * itemsize)):
+        print((how.stream_out, how.stream_training, how.stream_dx))
+"""
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
+    expected = [str(tuple(row[1:])) for row in STREAMED[cpu] for _ in range(2)]
+    assert run.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_more_threads_keep_more_where_the_last_level_cache_is_far(monkeypatch, threads):
+    monkeypatch.setattr(_dispatch, "FAR_CACHE", True)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+    together = min(30_000_000, _dispatch.EACH * threads)
+    assert _dispatch._least(17_000_000, 30_000_000) == (_dispatch.ALONE, together)
 
 
 @pytest.mark.parametrize(

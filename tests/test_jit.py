@@ -28,7 +28,7 @@ from fastbn.kernels import (
     columns,
     groups,
     prefetch,
-    registers,
+    processor,
     rows,
 )
 from fastbn.kernels.twins import Kernel
@@ -93,8 +93,8 @@ THREE, FOUR = types.UniTuple(P32, 3), types.UniTuple(P32, 4)
 LOOPS = {
     rows._add_squares: (P32, INT, INT, F64, INT, P64, P64),
     rows._add_products: (P32, P32, INT, INT, F64, INT, P64, P64),
-    groups.normalize_run: (P32, P32, INT, INT, INT, INT, B, THREE, B),
-    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, B, FOUR, B),
+    groups.normalize_run: (P32, P32, INT, INT, INT, INT, INT, THREE, B),
+    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, INT, FOUR, B),
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
     chunk_outputs._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),
@@ -120,7 +120,7 @@ def test_inner_loops(loop):
     assert "NRT" not in body
     if "streaming" in loop.py_func.__code__.co_varnames and platform.machine() == "x86_64":
         assert re.search(r"movntp[sd]", body), "no streaming store"
-    if registers.HALVES and loop is columns._add_squares:
+    if processor.HALVES and loop is columns._add_squares:
         assert "vfmadd" in body
         assert "zmm" not in body, "registers of 64 bytes"
         assert "vaddpd" not in body, "added by the adders"
@@ -193,7 +193,7 @@ for shape in ((9, 20, 7, 7), (40, 20), (30, 64), (9, 20, 3, 3), (6, 20, 33, 33),
         digest.update(np.ascontiguousarray(each))
 """
 HERE = llvmlite.binding.get_host_cpu_features()
-PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flatten())] * (not registers.HALVES)
+PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flatten())] * (not processor.HALVES)
 
 
 @pytest.mark.large
@@ -202,7 +202,8 @@ PROCESSORS = [("haswell", "+avx2,+fma"), ("x86-64", "")] + [("znver4", HERE.flat
 def test_processors_with_other_registers(cpu, features):
     """LLVM takes the lanes apart; a Zen 4 sums in registers of 32 bytes, by multiplying and adding; some lanes are
     stored in pieces: the same bits."""
-    code = f"{SUMS}\nfrom fastbn.kernels.registers import HALVES, MASKED\nprint(HALVES, MASKED, digest.hexdigest())"
+    code = f"{SUMS}\nfrom fastbn.kernels import processor, registers"
+    code += "\nprint(processor.HALVES, registers.MASKED, digest.hexdigest())"
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)

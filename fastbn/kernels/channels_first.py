@@ -25,11 +25,19 @@ from fastbn.kernels.group_tasks import (
     write_gradient,
     write_output,
 )
-from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
-from fastbn.kernels.rows import GROUP, blocks_of, group_moments, group_sums, groups_of, means_vars
+from fastbn.kernels.groups import cuts_of
+from fastbn.kernels.lagging import (
+    ALL,
+    moments_and_output,
+    sums_and_gradient,
+    write_pending_gradient,
+    write_pending_output,
+)
+from fastbn.kernels.rows import GROUP, blocks_of, groups_of, is_lagging, means_vars
 from fastbn.kernels.scheduling import deal, meet, signed, turns
 from fastbn.kernels.segments import add_segments, segments_of
 from fastbn.kernels.shares import channel_tasks, channels_of
+from fastbn.kernels.stores import drain
 from fastbn.kernels.twins import kernel
 
 
@@ -82,24 +90,31 @@ def forward(
 ) -> None:
     """``batch_stats`` with one segment, then ``normalize``, group by group of channels: the same bits.
 
-    Reads x and writes out once where a group's values stay in cache, else reads x twice. The second pass goes
-    backwards, so that it begins on what is still there, and asks for the next group.
+    Reads x and writes out once where a group's values stay in cache, else reads x twice.
     """
     outer, channels, inner = shape
-    groups = groups_of(shape, 1)
+    groups, blocks, lag = groups_of(shape, 1), blocks_of(outer, inner), is_lagging(shape)
     shares = deal(1, groups)
     for worker in prange(len(shares[0])):
         own = signed(worker)
+        parameters = data(gamma), data(beta)
+        statistics = data(mean), data(var), data(inv_std)
+        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
+        pending, place = (data(x), data(out), shape, 0, 0, values, streaming), (outer, 0)
         for task in turns(shares[0], groups, own):
             left, right = group_of(channels, groups, task)
-            parameters = data(gamma), data(beta)
-            statistics = data(mean), data(var), data(inv_std)
-            values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-            group_moments(data(x), shape, left, right, 0, blocks_of(outer, inner), data(mean), data(var))
-            means_vars(data(x), shape, left, right, data(mean), data(var))
+            place = moments_and_output(
+                data(x), shape, left, right, 0, blocks, statistics[0], statistics[1], pending, place
+            )
+            write_pending_output(pending, place, ALL)
+            means_vars(data(x), shape, left, right, statistics[0], statistics[1])
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
-            ahead = (right - left) * inner
-            normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
+            pending, place = (data(x), data(out), shape, left, right, values, streaming), (0, 0)
+            if not lag:
+                place = write_pending_output(pending, place, ALL)
+        write_pending_output(pending, place, ALL)
+        if streaming:
+            drain()
 
 
 @kernel
@@ -202,21 +217,27 @@ def backward(
     """
     outer, channels, inner = shape
     count = np.float64(outer * inner)
-    groups, blocks = groups_of(shape, 2), blocks_of(outer, inner)
+    groups, blocks, lag = groups_of(shape, 2), blocks_of(outer, inner), is_lagging(shape)
     shares = deal(1, groups)
     for worker in prange(len(shares[0])):
         own = signed(worker)
+        statistics = data(mean), data(inv_std), data(gamma)
+        totals = data(sum_dout), data(sum_dout_xhat)
+        values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
+        pending, place = (data(dout), data(x), data(dx), shape, 0, 0, values, streaming), (outer, 0)
         for task in turns(shares[0], groups, own):
             left, right = group_of(channels, groups, task)
-            statistics = data(mean), data(inv_std), data(gamma)
-            totals = data(sum_dout), data(sum_dout_xhat)
-            values = stack(x, GROUP), stack(x, GROUP), stack(x, GROUP), stack(x, GROUP)
-            group_sums(data(dout), data(x), shape, left, right, 0, blocks, statistics[0], totals)
-            finish_gradient(data(x), left, right, count, statistics, totals, values)
-            ahead = (right - left) * inner
-            gradient_group(
-                data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
+            place = sums_and_gradient(
+                data(dout), data(x), shape, left, right, 0, blocks, statistics[0], totals, pending, place
             )
+            write_pending_gradient(pending, place, ALL)
+            finish_gradient(data(x), left, right, count, statistics, totals, values)
+            pending, place = (data(dout), data(x), data(dx), shape, left, right, values, streaming), (0, 0)
+            if not lag:
+                place = write_pending_gradient(pending, place, ALL)
+        write_pending_gradient(pending, place, ALL)
+        if streaming:
+            drain()
 
 
 @kernel

@@ -12,7 +12,7 @@ from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import blend, spread
 from fastbn.kernels.loads import load, load_first, width
-from fastbn.kernels.prefetch import ask, prefetch_to_write
+from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_to_write
 from fastbn.kernels.registers import BYTES
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.shares import equal
@@ -42,36 +42,41 @@ def normalize_run(
     x: Address,
     out: Address,
     start: int,
-    count: int,
+    first: int,
+    last: int,
     inner: int,
     following: int,
-    later: bool,
     values: Address3,
     streaming: bool,
 ) -> None:
-    """``count`` channels of ``inner`` values each, side by side from ``x[start]`` on; ``values`` as of ``affine1``.
+    """The values ``first`` to ``last`` of a run of channels, ``inner`` values each, side by side from ``x[start]`` on.
 
+    A run is cut only where ``out`` is ``aligned``; ``values`` are the coefficients of its channels, as of ``affine1``.
     A register that holds values of two channels gets the coefficients of both: planes of any size from a register
-    up run at full width, and a streaming store is never cut. What lies from ``following`` on is asked for, into the
-    second-level cache if it is for ``later``; with the same of ``out``, too, tensors up to 3 MB took 1.05 times as
-    long, others as long as without.
+    up run at full width, and a streaming store is never cut. What lies ``following`` values ahead is asked for; with
+    the same of ``out``, too, tensors up to 3 MB took 1.05 times as long, others as long as without.
     """
     step = width(x)
     center, scale, shift = values
-    a, b, c = spread(x, read(center, 0)), spread(x, read(scale, 0)), spread(x, read(shift, 0))
-    i = aligned(out, start)
-    store_first(out, start, i - start, normalize1(load_first(x, start, i - start), a, b, c))
-    for channel in range(1, count + 1):
-        end = start + channel * inner
+    channel = first // inner
+    a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
+    begin, stop = start + first, start + last
+    i = aligned(out, begin)
+    if i > begin:
+        store_first(out, begin, i - begin, normalize1(load_first(x, begin, i - begin), a, b, c))
+    while True:
+        channel += 1
+        end = min(start + channel * inner, stop)
         while i + step <= end:
-            ask(x, following + i - start, later)
+            prefetch(x, i + following)
             put(out, i, normalize1(load(x, i), a, b, c), streaming)
             i += step
-        if channel == count:
-            store_first(out, i, end - i, normalize1(load_first(x, i, end - i), a, b, c))
-            return
         n = end - i
-        ask(x, following + i - start, later)
+        if end == stop:
+            if n > 0:
+                store_first(out, i, n, normalize1(load_first(x, i, n), a, b, c))
+            return
+        prefetch(x, i + following)
         a0, b0, c0 = a, b, c
         a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
         put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
@@ -84,36 +89,41 @@ def gradient_run(
     x: Address,
     dx: Address,
     start: int,
-    count: int,
+    first: int,
+    last: int,
     inner: int,
     following: int,
-    later: bool,
     values: Address4,
     streaming: bool,
 ) -> None:
     """As ``normalize_run``; ``values`` as of ``gradient1``."""
     step = width(x)
     v0, v1, v2, v3 = values
-    a, b = spread(x, read(v0, 0)), spread(x, read(v1, 0))
-    c, d = spread(x, read(v2, 0)), spread(x, read(v3, 0))
-    i = aligned(dx, start)
-    n = i - start
-    store_first(dx, start, n, grad_input1(load_first(dout, start, n), load_first(x, start, n), a, b, c, d))
-    for channel in range(1, count + 1):
-        end = start + channel * inner
+    channel = first // inner
+    a, b = spread(x, read(v0, channel)), spread(x, read(v1, channel))
+    c, d = spread(x, read(v2, channel)), spread(x, read(v3, channel))
+    begin, stop = start + first, start + last
+    i = aligned(dx, begin)
+    n = i - begin
+    if n > 0:
+        store_first(dx, begin, n, grad_input1(load_first(dout, begin, n), load_first(x, begin, n), a, b, c, d))
+    while True:
+        channel += 1
+        end = min(start + channel * inner, stop)
         while i + step <= end:
-            ask(dout, following + i - start, later)
-            ask(x, following + i - start, later)
-            if not (streaming or later):
-                prefetch_to_write(dx, following + i - start)
+            prefetch(dout, i + following)
+            prefetch(x, i + following)
+            if not streaming:
+                prefetch_to_write(dx, i + following)
             put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d), streaming)
             i += step
         n = end - i
-        if channel == count:
-            store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d))
+        if end == stop:
+            if n > 0:
+                store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d))
             return
-        ask(dout, following + i - start, later)
-        ask(x, following + i - start, later)
+        prefetch(dout, i + following)
+        prefetch(x, i + following)
         a0, b0, c0, d0 = a, b, c, d
         a, b = spread(x, read(v0, channel)), spread(x, read(v1, channel))
         c, d = spread(x, read(v2, channel)), spread(x, read(v3, channel))
@@ -123,7 +133,7 @@ def gradient_run(
 
 
 @inner
-def _ask_for_ends(out: Address, start: int, length: int) -> None:
+def ask_for_ends(out: Address, start: int, length: int) -> None:
     """Ask for the two lines of a run to be streamed that it fills in part only.
 
     They are written as usual, and every later store waits for them: in turns, NCHW forward took 0.85 to 1.0 of the time
@@ -144,26 +154,19 @@ def normalize_group(
     stop: int,
     k: int,
     pieces: int,
-    ahead: int,
-    later: bool,
     values: Address3,
     streaming: bool,
 ) -> None:
-    """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group.
-
-    What lies ``ahead`` of a value is asked for: ``AHEAD`` where there is one pass only, else what the next group
-    begins with, ``later``, so that the memory is read while results are written. On two cores of a Zen 4, instead of
-    the next run of the same group: forward of 32x512x28x28 3.45 to 2.64 ms, backward 5.18 to 3.91; 32x256x14x14 as
-    long.
-    """
+    """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group."""
     _, channels, inner = shape
     first = inner * k // pieces
     last = inner * (k + 1) // pieces
+    length = (right - left) * (last - first)
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
         if streaming:
-            _ask_for_ends(out, i - channels * inner, (right - left) * (last - first))
-        normalize_run(x, out, i, right - left, last - first, i + ahead, later, values, streaming)
+            ask_for_ends(out, i - channels * inner, length)
+        normalize_run(x, out, i, 0, length, last - first, AHEAD, values, streaming)
     if streaming:
         drain()
 
@@ -180,8 +183,6 @@ def gradient_group(
     stop: int,
     k: int,
     pieces: int,
-    ahead: int,
-    later: bool,
     values: Address4,
     streaming: bool,
 ) -> None:
@@ -189,10 +190,11 @@ def gradient_group(
     _, channels, inner = shape
     first = inner * k // pieces
     last = inner * (k + 1) // pieces
+    length = (right - left) * (last - first)
     for n in range(stop - 1, start - 1, -1):
         i = (n * channels + left) * inner + first
         if streaming:
-            _ask_for_ends(dx, i - channels * inner, (right - left) * (last - first))
-        gradient_run(dout, x, dx, i, right - left, last - first, i + ahead, later, values, streaming)
+            ask_for_ends(dx, i - channels * inner, length)
+        gradient_run(dout, x, dx, i, 0, length, last - first, AHEAD, values, streaming)
     if streaming:
         drain()

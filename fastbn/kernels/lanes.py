@@ -11,10 +11,10 @@ from llvmlite import ir
 from numba import types
 
 from fastbn.kernels.addresses import instruction
+from fastbn.kernels.processor import HALVES
 from fastbn.kernels.registers import (
     BYTES,
     DOUBLES,
-    HALVES,
     REGISTER,
     WIDE_DOUBLES,
     Lanes,

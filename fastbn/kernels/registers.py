@@ -15,14 +15,13 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
 
+from fastbn.kernels import processor
 from fastbn.kernels.addresses import pointer
 
 BYTES = 64
@@ -31,30 +30,11 @@ BYTES = 64
 DOUBLES = 8
 """Lanes of float64."""
 
-HALVES = (numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()) == "znver4"
-"""Whether the processor works on registers of 64 bytes in halves.
-
-A Zen 4 has two adders and two multipliers of 32 bytes. Conversions to float64 keep the adders busy, and what the
-multipliers add (``plus``) costs nothing, but in registers of 32 bytes only. In the first-level cache (in C) statistics
-run at 36 to 39 GB/s in those of 64 bytes however they are added, at 38 in those of 32, at 54 to 59 if multipliers add;
-the gradient's sums at 51 to 55, 59, and 78. In the kernels statistics take 0.77 to 0.98 of the time so, the gradient's
-sums 0.75 to 0.95; in minutes in which something else seems to run on the same cores, where twice as many instructions
-cost more, 0.95 to 1.15 and 0.77 to 1.07.
-"""
-
-REGISTER = BYTES // 2 if HALVES else BYTES
+REGISTER = BYTES // 2 if processor.HALVES else BYTES
 """Bytes of the registers of float64 that are summed."""
 
 
-def _has(feature: str) -> bool:
-    """Whether Numba compiles for a processor with this feature."""
-    given: str | None = numba.config.CPU_FEATURES
-    if given is not None:
-        return f"+{feature}" in given.split(",")
-    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
-
-
-_AVX512 = _has("avx512f")
+_AVX512 = processor.has("avx512f")
 
 WIDE = 4 if _AVX512 else 1
 """Lanes of 64 bytes that are worked on together: as many as 16 or 32 registers hold with all coefficients."""

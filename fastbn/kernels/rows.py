@@ -8,12 +8,14 @@ channel's sums do not depend on its group.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastbn._typing import Address, Address2, Scalar, Shape3
 from fastbn.kernels.addresses import offset, read, stack, write
 from fastbn.kernels.formulas import block_moments1, mean_var1, merge_moments1, pivot1
-from fastbn.kernels.jit import inlined, inner, shared
+from fastbn.kernels.jit import inlined, inner, shared, with_globals
 from fastbn.kernels.lanes import plus, spread_doubles, sum_of
 from fastbn.kernels.loads import load_doubles, load_first_doubles, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
@@ -29,6 +31,8 @@ NEAR_RUN = 512  # so many values: backward of 1x256x14x14 16 to 12 us, 1x64x56x5
 GROUP = 256  # the most channels of a group
 GROUP_LANES = GROUP * DOUBLES
 GROUPS = 32  # the fewest groups, as far as there are channels: they are what is shared out among threads
+STRIP = 256  # values that are summed at a time in tensors
+LAGGING = 1 << 19  # of so many values, where the output of the group before is written meanwhile (see ``lagging``)
 BLOCK = 4096  # values that share one pivot; also the longest run that is summed without a merge
 PAIR = 2 * DOUBLES  # values that are summed side by side, so that no addition waits for the one before it. Four times
 # DOUBLES, and sums of a run that begin with zero: forward of 32x512x7x7 1.05 to 1.1 times as long, backward 1.05
@@ -125,12 +129,39 @@ def origin_of(x: Address, shape: Shape3, c: int) -> float:
     return pivot1(read(x, c * shape[2]))
 
 
+@shared
+def is_lagging(shape: Shape3) -> bool:
+    """Whether the output of a group is written while the next one is summed."""
+    return shape[0] * shape[1] * shape[2] >= LAGGING
+
+
 @inner
-def group_moments(
-    x: Address, shape: Shape3, left: int, right: int, start: int, stop: int, total: Address, m2: Address
-) -> None:
-    """Moments about ``origin_of`` of the blocks ``start`` to ``stop``, into ``total`` and ``m2``."""
+def _strip_of(shape: Shape3) -> int:
+    """How many values of a run are summed at a time: as many in every kernel, for the same bits."""
+    return STRIP if is_lagging(shape) else BLOCK
+
+
+@inner
+def _meanwhile(pending: Any, place: Any, count: int) -> Any:  # noqa: ARG001 - bound anew where there is something to do
+    """Do something else, after every ``count`` values that are summed."""
+    return place
+
+
+def _moments(
+    x: Address,
+    shape: Shape3,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    total: Address,
+    m2: Address,
+    pending: Any,
+    place: Any,
+) -> Any:
+    """``group_moments``, and meanwhile what is ``pending``, from a ``place`` on; returns how far that is."""
     outer, channels, inner = shape
+    strip, due = _strip_of(shape), 0
     pieces = pieces_of(inner)
     rows = rows_at_once(inner)
     pivot, values, squares = stack(total, GROUP), stack(total, GROUP_LANES), stack(total, GROUP_LANES)
@@ -148,8 +179,16 @@ def group_moments(
             following = _following(shape, left, right, n, k)
             for c in range(right - left):
                 i = (n * channels + left + c) * inner + k * BLOCK
-                j = c * DOUBLES
-                _add_squares(x, i, i + length, read(pivot, c), i + following, offset(values, j), offset(squares, j))
+                sums = offset(values, c * DOUBLES), offset(squares, c * DOUBLES)
+                end = i + length
+                while i < end:
+                    until = min(i + strip, end)
+                    _add_squares(x, i, until, read(pivot, c), i + following, sums[0], sums[1])
+                    due += until - i
+                    i = until
+                    if due >= strip:
+                        place = _meanwhile(pending, place, due)
+                        due = 0
         size = np.float64((last - first) * length)
         for c in range(left, right):
             j = c - left
@@ -160,6 +199,23 @@ def group_moments(
             write(total, c, moments[1])
             write(m2, c, moments[2])
         count += size
+    return place
+
+
+def moments_and(meanwhile: Any, name: str) -> Any:
+    """``_moments`` with something to do meanwhile."""
+    return inner(with_globals(_moments, name, {"_meanwhile": meanwhile}))
+
+
+_only_moments = inner(_moments)
+
+
+@inner
+def group_moments(
+    x: Address, shape: Shape3, left: int, right: int, start: int, stop: int, total: Address, m2: Address
+) -> None:
+    """Moments about ``origin_of`` of the blocks ``start`` to ``stop``, into ``total`` and ``m2``."""
+    _only_moments(x, shape, left, right, start, stop, total, m2, 0, 0)
 
 
 @inner
@@ -216,8 +272,7 @@ def _add_products(
     store(products, 0, product0 + product1)
 
 
-@inner
-def group_sums(
+def _sums(
     dout: Address,
     x: Address,
     shape: Shape3,
@@ -227,9 +282,12 @@ def group_sums(
     stop: int,
     mean: Address,
     sums: Address2,
-) -> None:
-    """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop``."""
+    pending: Any,
+    place: Any,
+) -> Any:
+    """``group_sums``, and meanwhile as ``_moments``."""
     outer, channels, inner = shape
+    strip, due = _strip_of(shape), 0
     pieces = pieces_of(inner)
     rows = rows_at_once(inner)
     values, products = stack(mean, GROUP_LANES), stack(mean, GROUP_LANES)
@@ -244,17 +302,42 @@ def group_sums(
             following = _following(shape, left, right, n, k)
             for c in range(right - left):
                 i = (n * channels + left + c) * inner + k * BLOCK
-                j = c * DOUBLES
-                _add_products(
-                    dout,
-                    x,
-                    i,
-                    i + length,
-                    read(mean, left + c),
-                    i + following,
-                    offset(values, j),
-                    offset(products, j),
-                )
+                center = read(mean, left + c)
+                lanes = offset(values, c * DOUBLES), offset(products, c * DOUBLES)
+                end = i + length
+                while i < end:
+                    until = min(i + strip, end)
+                    _add_products(dout, x, i, until, center, i + following, lanes[0], lanes[1])
+                    due += until - i
+                    i = until
+                    if due >= strip:
+                        place = _meanwhile(pending, place, due)
+                        due = 0
     for c in range(left, right):
         write(sums[0], c, sum_of(load_doubles(values, (c - left) * DOUBLES)))
         write(sums[1], c, sum_of(load_doubles(products, (c - left) * DOUBLES)))
+    return place
+
+
+def sums_and(meanwhile: Any, name: str) -> Any:
+    """``_sums`` with something to do meanwhile."""
+    return inner(with_globals(_sums, name, {"_meanwhile": meanwhile}))
+
+
+_only_sums = inner(_sums)
+
+
+@inner
+def group_sums(
+    dout: Address,
+    x: Address,
+    shape: Shape3,
+    left: int,
+    right: int,
+    start: int,
+    stop: int,
+    mean: Address,
+    sums: Address2,
+) -> None:
+    """``sum(dout)`` and ``sum(dout * (x - mean))`` over the blocks ``start`` to ``stop``."""
+    _only_sums(dout, x, shape, left, right, start, stop, mean, sums, 0, 0)

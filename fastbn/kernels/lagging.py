@@ -1,0 +1,73 @@
+"""The output of a group of channels while the next group is summed, for ``channels_first``.
+
+Sums wait for arithmetic and for what they read, output for what it writes. A core does both at a time, if both are
+within reach of what it executes out of order: after every ``STRIP`` values of one group that are summed, as many of the
+group before it, which the second-level cache has kept, are written. Which group is written when changes no bit.
+
+A group whose output is due is a *pending* one: the tensors, their shape, its channels, their coefficients, and whether
+its output is streamed. A *place* in it is a sample, and where in that sample's run; behind the last there is none.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from fastbn._typing import Address, Address3, Address4, Shape3
+from fastbn.kernels.groups import ask_for_ends, gradient_run, normalize_run
+from fastbn.kernels.jit import inner
+from fastbn.kernels.rows import moments_and, sums_and
+from fastbn.kernels.stores import aligned
+
+NEXT = 128  # values ahead that are asked for, into the first-level cache
+ALL = 1 << 62
+
+Place: TypeAlias = tuple[int, int]
+Output: TypeAlias = tuple[Address, Address, Shape3, int, int, Address3, bool]
+Gradient: TypeAlias = tuple[Address, Address, Address, Shape3, int, int, Address4, bool]
+
+
+@inner
+def write_pending_output(pending: Output, place: Place, count: int) -> Place:
+    """Write ``count`` values or some more of what is left, or ``ALL``; returns the place behind them."""
+    x, out, shape, left, right, values, streaming = pending
+    n, first = place
+    outer, channels, inner = shape
+    length = (right - left) * inner
+    while count > 0 and n < outer:
+        start = (n * channels + left) * inner
+        if streaming and first == 0:
+            ask_for_ends(out, start + channels * inner, length)
+        last = length if count > length else min(aligned(out, start + first + count) - start, length)
+        normalize_run(x, out, start, first, last, inner, NEXT, values, streaming)
+        count -= last - first
+        first = last
+        if last == length:
+            n, first = n + 1, 0
+    return n, first
+
+
+@inner
+def write_pending_gradient(pending: Gradient, place: Place, count: int) -> Place:
+    """The same for dx."""
+    dout, x, dx, shape, left, right, values, streaming = pending
+    n, first = place
+    outer, channels, inner = shape
+    length = (right - left) * inner
+    while count > 0 and n < outer:
+        start = (n * channels + left) * inner
+        if streaming and first == 0:
+            ask_for_ends(dx, start + channels * inner, length)
+        last = length if count > length else min(aligned(dx, start + first + count) - start, length)
+        gradient_run(dout, x, dx, start, first, last, inner, NEXT, values, streaming)
+        count -= last - first
+        first = last
+        if last == length:
+            n, first = n + 1, 0
+    return n, first
+
+
+moments_and_output = moments_and(write_pending_output, "moments_and_output")
+"""``group_moments``, and meanwhile ``write_pending_output`` of what is pending."""
+
+sums_and_gradient = sums_and(write_pending_gradient, "sums_and_gradient")
+"""``group_sums``, and meanwhile ``write_pending_gradient``."""

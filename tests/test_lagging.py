@@ -1,0 +1,87 @@
+"""Groups whose output is written while others are summed: the bits of phases, one after another."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import reference
+from fastbn.kernels import channels_first, rows
+from tests.data_for_tests import same_bits
+from tests.tolerances import ULPS, ulps
+
+SHAPES = [
+    (1, 33, 16384),  # a group is a run
+    (3, 5, 40001),  # runs of several blocks, of no whole lines
+    (2, 2050, 130),  # wide groups, some wider than others, of runs shorter than a strip
+    (32, 70, 257),  # and longer
+    (700, 50, 16),  # of one register
+    (64, 200, 49),
+    (9, 70, 900),
+]
+FEW = [(1, 3, 64), (3, 5, 401), (2, 150, 20), (4, 7, 33), (40, 5, 16), (7, 40, 49)]
+EPS = 1e-5
+
+
+@pytest.fixture
+def lag(monkeypatch):
+    """Interpreted, few values are enough."""
+    if numba.config.DISABLE_JIT:
+        monkeypatch.setattr(rows, "LAGGING", 1)
+        monkeypatch.setattr(rows, "STRIP", 32)
+        monkeypatch.setattr(rows, "SLICE", 512)
+        monkeypatch.setattr(rows, "NEAR", 64)
+
+
+def between_nans(size, dtype, shift):
+    """Memory for a result, ``shift`` values behind a cache line, and all memory around it."""
+    memory = np.full(size + 256, np.nan, dtype)
+    start = 64 + -(memory.ctypes.data // memory.itemsize) % (64 // memory.itemsize) + shift
+    return memory[start : start + size], (memory[:start], memory[start + size :])
+
+
+def trained(name, parallel, x, dout, shape, streaming, shift):
+    """All that the kernels for forward and backward write."""
+    channels = shape[1]
+    gamma, beta = np.linspace(0.5, 1.5, channels), np.linspace(-1, 1, channels)
+    (out, beside_out), (dx, beside_dx) = (between_nans(x.size, x.dtype, shift) for _ in range(2))
+    mean, var, inv_std, dbeta, dgamma = np.full((5, channels), np.nan)
+    forward, backward = getattr(channels_first, f"forward{name}"), getattr(channels_first, f"backward{name}")
+    forward(parallel, x, shape, 1, EPS, gamma, beta, out, mean, var, inv_std, streaming)
+    backward(parallel, dout, x, shape, 1, mean, inv_std, gamma, dbeta, dgamma, dx, streaming)
+    assert all(np.isnan(each).all() for each in (*beside_out, *beside_dx))
+    return out, mean, var, inv_std, dbeta, dgamma, dx
+
+
+@pytest.mark.usefixtures("lag")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", FEW if numba.config.DISABLE_JIT else SHAPES, ids=str)
+def test_the_bits_of_phases(rng, shape, dtype):
+    assert rows.is_lagging(shape)
+    x, dout = (rng.standard_normal(math.prod(shape)).astype(dtype) + 3 for _ in range(2))
+    expected = trained("_in_phases", False, x, dout, shape, False, 0)
+    for parallel in (False, True):
+        for streaming in (False, True):
+            for shift in (0, 5):
+                results = trained("", parallel, x, dout, shape, streaming, shift)
+                assert all(map(same_bits, results, expected))
+    given = x.reshape(shape), dout.reshape(shape), np.linspace(0.5, 1.5, shape[1])
+    wanted = reference.forward(given[0], given[2], np.linspace(-1, 1, shape[1]), eps=EPS)[0]
+    assert ulps(expected[0].reshape(shape), wanted, dtype) < ULPS[dtype]["out"]
+    wanted = reference.backward(given[1], given[0], given[2], eps=EPS)[0]
+    assert ulps(expected[-1].reshape(shape), wanted, dtype) < ULPS[dtype]["dx"]
+
+
+@pytest.mark.usefixtures("lag")
+def test_dx_in_place_of_dout(rng):
+    """The group that is written has been summed, whatever is summed meanwhile."""
+    shape = (3, 5, 401) if numba.config.DISABLE_JIT else (9, 70, 900)
+    x, dout = rng.standard_normal((2, *shape)).astype(np.float32)
+    _, cache = fastbn.forward(x)
+    expected = fastbn.backward(dout, cache).dx
+    assert same_bits(fastbn.backward(dout, cache, out=dout).dx, expected)
+    assert same_bits(dout, expected)
