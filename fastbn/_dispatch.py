@@ -40,13 +40,13 @@ ALONE, EACH = 6_000_000, 4_500_000
 """Bytes read and written from which streaming stores win where the last-level cache is far: on one thread, and times
 the number of threads.
 
-On two cores of an Emerald Rapids, in turns, inference of 3 to 26 MB took 0.72 to 0.89 of the time, forward 0.80 to 0.99
-and backward 0.75 to 1.0, on one from 3 MB on 0.78 to 0.88, 0.83 to 0.98 and 0.72 to 0.96. Together with somebody who
-reads the result at once, on two cores, inference of 3.2 MB took 1.25 to 1.64 times as long, of 4.2 to 5.2 MB 1.05 to
-1.39, of 6.4 MB 1.12 to 1.17, of 9.6 MB 1.09 to 1.15, of 12.8 MB 1.0 to 1.17, of 26 MB 0.9; forward of 4.2 to 6.4 MB
-1.05 to 1.19, backward of 3.2 MB 1.0 to 1.14 and of 6.4 MB 1.0 to 1.05; on one core inference and forward of 1.6 MB 1.2
-to 1.78, of 3.2 MB 1.05 to 1.28, backward of 1.6 MB 0.98 to 1.22. So this is where one outweighs the other. With more
-than two threads not measured: the second-level caches of all keep more, and what holds elsewhere is the most.
+On two cores of an Emerald Rapids, in turns, inference of 3 to 13 MB took 0.72 to 0.89 of the time, forward 0.80 to 0.99
+and backward 0.75 to 1.0, on one 0.78 to 0.88, 0.83 to 0.98 and 0.72 to 0.96. Together with somebody who reads the
+result at once, on two cores, inference of 3.2 MB took 1.25 to 1.64 times as long, of 4.2 to 5.2 MB 1.05 to 1.39, of 6.4
+MB 1.12 to 1.18, of 9.6 MB 1.09 to 1.15, of 12.8 MB 1.0 to 1.17, of 26 MB 0.9; forward of 4.2 to 6.4 MB 1.05 to 1.28,
+backward of 3.2 MB 1.0 to 1.14 and of 6.4 MB 1.0 to 1.05; on one core inference and forward of 1.6 MB 1.2 to 1.78, of
+3.2 MB 1.05 to 1.28, backward of 1.6 MB 0.98 to 1.22. So this is where one outweighs the other. With more than two
+threads not measured: the second-level caches of all keep more, and what holds elsewhere is the most.
 """
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _engine
+from fastbn import _dispatch, _engine
 from fastbn.kernels import calls, jit, objects, whole
 from tests.data_for_tests import LARGE_SHAPES, SHAPES, channels_last, nan_like, read_only, same_bits, tensor
 
@@ -441,7 +441,11 @@ def test_the_interpreters_lock_is_given_away_for_long_work(rng):
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
 @pytest.mark.parametrize(("threads", "streaming"), [(1, 1), (2, 0)])
 def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, streaming):
+    """On any processor: of the two thresholds, that of one thread is below the size here."""
     x, seen = np.zeros((32, 128, 28, 28), np.float32), []
+    monkeypatch.setattr(_dispatch, "STREAM_ONCE", (2 * x.nbytes, 2 * x.nbytes + 1))
+    for cached in (_dispatch.plan, _engine._routes):
+        cached.cache_clear()
 
     def entry(*arguments):
         seen.append(arguments[-1])
@@ -450,4 +454,6 @@ def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, strea
     monkeypatch.setattr(calls, "INFERENCE", [entry] * len(calls.INFERENCE))
     numba.set_num_threads(threads)
     fastbn.inference(x, np.zeros(128), np.ones(128), out=x)
+    for cached in (_dispatch.plan, _engine._routes):
+        cached.cache_clear()
     assert seen == [streaming]

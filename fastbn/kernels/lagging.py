@@ -4,6 +4,9 @@ Sums wait for arithmetic and for what they read, output for what it writes. A co
 within reach of what it executes out of order: after every ``STRIP`` values of one group that are summed, as many of the
 group before it, which the second-level cache has kept, are written. Which group is written when changes no bit.
 
+On an Emerald Rapids, in turns, 3 to 103 MB: forward took 0.88 to 0.99 of the time on two threads and 0.84 to 1.01 on
+one, backward 0.83 to 0.98 and 0.85 to 0.97. Not measured on others so far.
+
 A group whose output is due is a *pending* one: the tensors, their shape, its channels, their coefficients, and whether
 its output is streamed. A *place* in it is a sample, and where in that sample's run; behind the last there is none.
 """
@@ -18,7 +21,7 @@ from fastbn.kernels.jit import inner
 from fastbn.kernels.rows import moments_and, sums_and
 from fastbn.kernels.stores import aligned
 
-NEXT = 128  # values ahead that are asked for, into the first-level cache
+NEXT = 128  # values ahead that are asked for, into the first-level cache; 512: 1.0 to 1.05 times as long
 ALL = 1 << 62
 
 Place: TypeAlias = tuple[int, int]
