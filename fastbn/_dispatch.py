@@ -12,7 +12,8 @@ everything else                                       channels_first
 cache from one pass to the next. With one segment the output of some channels may follow their statistics at once, while
 they are in cache, else there are phases, one after another.
 *Tiling* makes one row of several where there are few channels, as long rows run faster.
-*Streaming* stores go past the caches where operands exceed them.
+*Streaming* stores go past the caches where operands exceed them; from which size on, the processor decides, too, as no
+bit depends on it.
 Tensors of too few values for threads (see ``kernels.threads``) run the serial twins, uncut.
 """
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from unittest import mock
 
 import numpy as np
+
+from fastbn import _dispatch, _engine
 
 
 def read_only(array):
@@ -29,6 +33,22 @@ def channels_last(x):
 def threads_for_eight(shape, passes):
     """In place of ``threads.pay``: threads from eight values on."""
     return math.prod(shape) >= 8
+
+
+@contextlib.contextmanager
+def other_plans(**values):
+    """Plans that are made with other values in the dispatch table."""
+
+    def forget():
+        _dispatch.plan.cache_clear()
+        _engine._routes.cache_clear()
+
+    with mock.patch.multiple(_dispatch, **values):
+        forget()
+        try:
+            yield
+        finally:
+            forget()
 
 
 def same_bits(a, b):

@@ -15,9 +15,9 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from fastbn import _dispatch, _engine, compiled
+from fastbn import compiled
 from fastbn.kernels import calls
-from tests.data_for_tests import same_bits, threads_for_eight
+from tests.data_for_tests import other_plans, same_bits, threads_for_eight
 
 PAGE = mmap.PAGESIZE
 CANARY = 0xA5
@@ -153,12 +153,8 @@ def main(large: bool) -> None:
         check(shape, axis, dtype)
         with mock.patch.object(calls, "WAY", [lambda *_: -1]):
             check(shape, axis, dtype)
-            with mock.patch.multiple(_dispatch, **thresholds):
-                for cached in (_dispatch.plan, _engine._routes):
-                    cached.cache_clear()
+            with other_plans(**thresholds):
                 check(shape, axis, dtype)
-            for cached in (_dispatch.plan, _engine._routes):
-                cached.cache_clear()
         count += 3
     print(f"{count} checks")
 

@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _dispatch, _engine
+from fastbn import _engine
 from fastbn.kernels import calls, jit, objects, whole
-from tests.data_for_tests import LARGE_SHAPES, SHAPES, channels_last, nan_like, read_only, same_bits, tensor
+from tests.data_for_tests import (
+    LARGE_SHAPES,
+    SHAPES,
+    channels_last,
+    nan_like,
+    other_plans,
+    read_only,
+    same_bits,
+    tensor,
+)
 
 DTYPES = [np.float32, np.float64]
 
@@ -443,9 +452,6 @@ def test_the_interpreters_lock_is_given_away_for_long_work(rng):
 def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, streaming):
     """On any processor: of the two thresholds, that of one thread is below the size here."""
     x, seen = np.zeros((32, 128, 28, 28), np.float32), []
-    monkeypatch.setattr(_dispatch, "STREAM_ONCE", (2 * x.nbytes, 2 * x.nbytes + 1))
-    for cached in (_dispatch.plan, _engine._routes):
-        cached.cache_clear()
 
     def entry(*arguments):
         seen.append(arguments[-1])
@@ -453,7 +459,6 @@ def test_streaming_is_decided_by_the_threads_at_hand(monkeypatch, threads, strea
 
     monkeypatch.setattr(calls, "INFERENCE", [entry] * len(calls.INFERENCE))
     numba.set_num_threads(threads)
-    fastbn.inference(x, np.zeros(128), np.ones(128), out=x)
-    for cached in (_dispatch.plan, _engine._routes):
-        cached.cache_clear()
+    with other_plans(STREAM_ONCE=(2 * x.nbytes, 2 * x.nbytes + 1)):
+        fastbn.inference(x, np.zeros(128), np.ones(128), out=x)
     assert seen == [streaming]

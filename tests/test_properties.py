@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn import _dispatch, _engine, compiled, cs231n, functional
+from fastbn import compiled, cs231n, functional
 from fastbn.kernels import calls, columns, tiles
 from fastbn.kernels.columns import LEAST_CHUNKS
 from tests import strategies as some
-from tests.data_for_tests import nan_like, same_bits, threads_for_eight
+from tests.data_for_tests import nan_like, other_plans, same_bits, threads_for_eight
 from tests.error_model import Exact, assert_close, rounded_to
 from tests.tolerances import ELEMENT
 
@@ -46,17 +46,8 @@ def small_plans(stream):
     bytes_ = (1, 1) if stream else (1 << 60, 1 << 60)
     chunks = 1 if stream else LEAST_CHUNKS  # written at once where there is one segment, or in phases
     thresholds = {**CUTS, "LEAST_CHUNKS": chunks, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
-    with general_way(), contextlib.ExitStack() as stack:
-        for module, values in ((_dispatch, thresholds), (tiles, TILES)):
-            for name, value in values.items():
-                stack.enter_context(mock.patch.object(module, name, value))
-        for cached in (_dispatch.plan, _engine._routes):
-            cached.cache_clear()
-        try:
-            yield
-        finally:
-            for cached in (_dispatch.plan, _engine._routes):
-                cached.cache_clear()
+    with general_way(), mock.patch.multiple(tiles, **TILES), other_plans(**thresholds):
+        yield
 
 
 def untouched(*arrays):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _dispatch, _engine, reference
+from fastbn import _dispatch, reference
 from fastbn.kernels import chunks
-from tests.data_for_tests import same_bits, tensor
+from tests.data_for_tests import other_plans, same_bits, tensor
 
 SHAPES = [
     (5, 4096),
@@ -50,19 +50,10 @@ def results(x, dout, offset):
 
 
 @pytest.fixture
-def forced(monkeypatch):
+def forced():
     """Stream whatever can be."""
-    for name in ("STREAM", "STREAM_DX", "STREAM_ONCE"):
-        monkeypatch.setattr(_dispatch, name, (0, 0))
-    _forget()
-    yield
-    monkeypatch.undo()
-    _forget()
-
-
-def _forget():
-    _dispatch.plan.cache_clear()
-    _engine._routes.cache_clear()
+    with other_plans(STREAM=(0, 0), STREAM_DX=(0, 0), STREAM_ONCE=(0, 0)):
+        yield
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

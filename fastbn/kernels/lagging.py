@@ -18,7 +18,7 @@ from typing import TypeAlias
 from fastbn._typing import Address, Address3, Address4, Shape3
 from fastbn.kernels.groups import ask_for_ends, gradient_run, normalize_run
 from fastbn.kernels.jit import inner
-from fastbn.kernels.rows import moments_and, sums_and
+from fastbn.kernels.rows import moments_body, sums_body, while_summing
 from fastbn.kernels.stores import aligned
 
 NEXT = 128  # values ahead that are asked for, into the first-level cache; 512: 1.0 to 1.05 times as long
@@ -30,47 +30,47 @@ Gradient: TypeAlias = tuple[Address, Address, Address, Shape3, int, int, Address
 
 
 @inner
+def _next(
+    out: Address, shape: Shape3, left: int, right: int, streaming: bool, place: Place, count: int
+) -> tuple[int, int, Place]:
+    """Where the run of a place begins, where ``count`` values or some more end in it, and the place behind them."""
+    n, first = place
+    _, channels, inner = shape
+    length = (right - left) * inner
+    start = (n * channels + left) * inner
+    if streaming and first == 0:
+        ask_for_ends(out, start + channels * inner, length)
+    last = length if count > length else min(aligned(out, start + first + count) - start, length)
+    behind = (n + 1, 0) if last == length else (n, last)
+    return start, last, behind
+
+
+@inner
 def write_pending_output(pending: Output, place: Place, count: int) -> Place:
     """Write ``count`` values or some more of what is left, or ``ALL``; returns the place behind them."""
     x, out, shape, left, right, values, streaming = pending
-    n, first = place
-    outer, channels, inner = shape
-    length = (right - left) * inner
-    while count > 0 and n < outer:
-        start = (n * channels + left) * inner
-        if streaming and first == 0:
-            ask_for_ends(out, start + channels * inner, length)
-        last = length if count > length else min(aligned(out, start + first + count) - start, length)
-        normalize_run(x, out, start, first, last, inner, NEXT, values, streaming)
-        count -= last - first
-        first = last
-        if last == length:
-            n, first = n + 1, 0
-    return n, first
+    while count > 0 and place[0] < shape[0]:
+        start, last, behind = _next(out, shape, left, right, streaming, place, count)
+        normalize_run(x, out, start, place[1], last, shape[2], NEXT, values, streaming)
+        count -= last - place[1]
+        place = behind
+    return place
 
 
 @inner
 def write_pending_gradient(pending: Gradient, place: Place, count: int) -> Place:
     """The same for dx."""
     dout, x, dx, shape, left, right, values, streaming = pending
-    n, first = place
-    outer, channels, inner = shape
-    length = (right - left) * inner
-    while count > 0 and n < outer:
-        start = (n * channels + left) * inner
-        if streaming and first == 0:
-            ask_for_ends(dx, start + channels * inner, length)
-        last = length if count > length else min(aligned(dx, start + first + count) - start, length)
-        gradient_run(dout, x, dx, start, first, last, inner, NEXT, values, streaming)
-        count -= last - first
-        first = last
-        if last == length:
-            n, first = n + 1, 0
-    return n, first
+    while count > 0 and place[0] < shape[0]:
+        start, last, behind = _next(dx, shape, left, right, streaming, place, count)
+        gradient_run(dout, x, dx, start, place[1], last, shape[2], NEXT, values, streaming)
+        count -= last - place[1]
+        place = behind
+    return place
 
 
-moments_and_output = moments_and(write_pending_output, "moments_and_output")
+moments_and_output = while_summing(moments_body, write_pending_output, "moments_and_output")
 """``group_moments``, and meanwhile ``write_pending_output`` of what is pending."""
 
-sums_and_gradient = sums_and(write_pending_gradient, "sums_and_gradient")
+sums_and_gradient = while_summing(sums_body, write_pending_gradient, "sums_and_gradient")
 """``group_sums``, and meanwhile ``write_pending_gradient``."""

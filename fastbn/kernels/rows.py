@@ -143,12 +143,17 @@ def _strip_of(shape: Shape3) -> int:
 
 
 @inner
-def _meanwhile(pending: Any, place: Any, count: int) -> Any:  # noqa: ARG001 - bound anew where there is something to do
-    """Do something else, after every ``count`` values that are summed."""
+def _meanwhile(pending: Any, place: Any, count: int) -> Any:  # noqa: ARG001 - see ``while_summing``
+    """Do something else, after every ``count`` values that are summed: nothing."""
     return place
 
 
-def _moments(
+def while_summing(body: Any, meanwhile: Any, name: str) -> Any:
+    """``moments_body`` or ``sums_body`` with something to do meanwhile."""
+    return inner(with_globals(body, name, {"_meanwhile": meanwhile}))
+
+
+def moments_body(
     x: Address,
     shape: Shape3,
     left: int,
@@ -203,12 +208,7 @@ def _moments(
     return place
 
 
-def moments_and(meanwhile: Any, name: str) -> Any:
-    """``_moments`` with something to do meanwhile."""
-    return inner(with_globals(_moments, name, {"_meanwhile": meanwhile}))
-
-
-_only_moments = inner(_moments)
+_only_moments = inner(moments_body)
 
 
 @inner
@@ -273,7 +273,7 @@ def _add_products(
     store(products, 0, product0 + product1)
 
 
-def _sums(
+def sums_body(
     dout: Address,
     x: Address,
     shape: Shape3,
@@ -286,7 +286,7 @@ def _sums(
     pending: Any,
     place: Any,
 ) -> Any:
-    """``group_sums``, and meanwhile as ``_moments``."""
+    """``group_sums``, and meanwhile as ``moments_body``."""
     outer, channels, inner = shape
     strip, due = _strip_of(shape), 0
     pieces = pieces_of(inner)
@@ -320,12 +320,7 @@ def _sums(
     return place
 
 
-def sums_and(meanwhile: Any, name: str) -> Any:
-    """``_sums`` with something to do meanwhile."""
-    return inner(with_globals(_sums, name, {"_meanwhile": meanwhile}))
-
-
-_only_sums = inner(_sums)
+_only_sums = inner(sums_body)
 
 
 @inner
