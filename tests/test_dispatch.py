@@ -169,6 +169,8 @@ def test_more_threads_keep_more_where_the_last_level_cache_is_far(monkeypatch, t
     monkeypatch.setattr(_dispatch, "FAR_CACHE", True)
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
     assert _dispatch._least(17_000_000, 30_000_000) == (6_000_000, together)
+    monkeypatch.setattr(_dispatch, "FAR_CACHE", False)
+    assert _dispatch._least(17_000_000, 30_000_000) == (17_000_000, 30_000_000)
 
 
 @pytest.mark.parametrize(
