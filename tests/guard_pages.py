@@ -133,12 +133,12 @@ LARGE += [
     ((70001, 1), 1),
     ((1366, 16, 3), 1),
     ((64, 16, 64), 1),
-    ((33, 70, 257), 1),
 ]
+SHAPES = {"small": SMALL, "large": LARGE, "lagging": [((33, 70, 257), 1)]}
 
 
-def main(large: bool) -> None:
-    """All shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
+def main(sizes: str) -> None:
+    """These shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
     thresholds = {
         "STREAM": (1, 1),
         "STREAM_DX": (1, 1),
@@ -149,7 +149,7 @@ def main(large: bool) -> None:
         "LEAST_CHUNKS": 1,
     }
     count = 0
-    for (shape, axis), dtype in itertools.product(LARGE if large else SMALL, (np.float32, np.float64)):
+    for (shape, axis), dtype in itertools.product(SHAPES[sizes], (np.float32, np.float64)):
         check(shape, axis, dtype)
         with mock.patch.object(calls, "WAY", [lambda *_: -1]):
             check(shape, axis, dtype)
@@ -163,4 +163,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["fault"]:
         array = MEMORY["x"].array(np.zeros(16, np.float32), at_end=True)
         ctypes.c_float.from_address(array.ctypes.data + array.nbytes).value  # noqa: B018
-    main(large=sys.argv[1:] == ["large"])
+    main(sys.argv[1])

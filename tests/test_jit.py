@@ -93,8 +93,8 @@ THREE, FOUR = types.UniTuple(P32, 3), types.UniTuple(P32, 4)
 LOOPS = {
     rows._add_squares: (P32, INT, INT, F64, INT, P64, P64),
     rows._add_products: (P32, P32, INT, INT, F64, INT, P64, P64),
-    groups.normalize_run: (P32, P32, INT, INT, INT, INT, INT, THREE, B),
-    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, INT, FOUR, B),
+    groups.normalize_run: (P32, P32, INT, INT, INT, INT, INT, B, THREE, B),
+    groups.gradient_run: (P32, P32, P32, INT, INT, INT, INT, INT, B, FOUR, B),
     columns._add_squares: (P32, INT, INT, INT, INT, INT, P64, P64, P64),
     columns._add_products: (P32, P32, INT, INT, INT, INT, INT, P64, P64, P64),
     chunk_outputs._normalize_rows: (P32, P32, INT, INT, INT, INT, THREE, B, B),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 
+import llvmlite.binding
 import numba
 import numpy as np
 import pytest
 
 import fastbn
 from fastbn import reference
-from fastbn.kernels import channels_first, rows
+from fastbn.kernels import channels_first, processor, rows
 from tests.data_for_tests import same_bits
 from tests.tolerances import ULPS, ulps
 
@@ -25,12 +30,15 @@ SHAPES = [
 ]
 FEW = [(1, 3, 64), (3, 5, 401), (2, 150, 20), (4, 7, 33), (40, 5, 16), (7, 40, 49)]
 EPS = 1e-5
+LAGS = numba.config.DISABLE_JIT or processor.FAR_CACHE
+lagging = pytest.mark.skipif(not LAGS, reason="not on this processor: test_on_a_processor_that_lags")
 
 
 @pytest.fixture
 def lag(monkeypatch):
     """Interpreted, few values are enough."""
     if numba.config.DISABLE_JIT:
+        monkeypatch.setattr(rows, "FAR_CACHE", True)
         monkeypatch.setattr(rows, "LAGGING", 1)
         monkeypatch.setattr(rows, "STRIP", 32)
         monkeypatch.setattr(rows, "SLICE", 512)
@@ -57,6 +65,7 @@ def trained(name, parallel, x, dout, shape, streaming, shift):
     return out, mean, var, inv_std, dbeta, dgamma, dx
 
 
+@lagging
 @pytest.mark.usefixtures("lag")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", FEW if numba.config.DISABLE_JIT else SHAPES, ids=str)
@@ -76,6 +85,7 @@ def test_the_bits_of_phases(rng, shape, dtype):
     assert ulps(expected[-1].reshape(shape), wanted, dtype) < ULPS[dtype]["dx"]
 
 
+@lagging
 @pytest.mark.usefixtures("lag")
 def test_dx_in_place_of_dout(rng):
     """The group that is written has been summed, whatever is summed meanwhile."""
@@ -85,3 +95,29 @@ def test_dx_in_place_of_dout(rng):
     expected = fastbn.backward(dout, cache).dx
     assert same_bits(fastbn.backward(dout, cache, out=dout).dx, expected)
     assert same_bits(dout, expected)
+
+
+@pytest.mark.large
+@pytest.mark.skipif(LAGS or platform.machine() != "x86_64", reason="compiled, where this processor does not lag")
+def test_on_a_processor_that_lags():
+    """The tests above, compiled with the plans for another processor and for what this one can do."""
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    environment = {**os.environ, "NUMBA_CPU_NAME": "emeraldrapids", "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bits_of or in_place", __file__]
+    run = subprocess.run(command, env=environment, timeout=600, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert f"{2 * len(SHAPES) + 1} passed, {len(PROCESSORS) + 1} deselected" in run.stdout
+
+
+PROCESSORS = {"emeraldrapids": [False, True], "znver4": [False, False], "znver3": [False, False]}
+
+
+@pytest.mark.parametrize("cpu", PROCESSORS)
+def test_which_processors_lag(cpu):
+    """From 2 MB of float32 on where the last-level cache is far, and nowhere else."""
+    code = "from fastbn.kernels.rows import is_lagging\n"
+    code += "print(is_lagging((32, 16, 1023)), is_lagging((32, 16, 1024)))"
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu}
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == [str(each) for each in PROCESSORS[cpu]]

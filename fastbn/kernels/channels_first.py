@@ -25,7 +25,7 @@ from fastbn.kernels.group_tasks import (
     write_gradient,
     write_output,
 )
-from fastbn.kernels.groups import cuts_of
+from fastbn.kernels.groups import cuts_of, gradient_group, normalize_group
 from fastbn.kernels.lagging import (
     ALL,
     moments_and_output,
@@ -109,9 +109,11 @@ def forward(
             write_pending_output(pending, place, ALL)
             means_vars(data(x), shape, left, right, statistics[0], statistics[1])
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
-            pending, place = (data(x), data(out), shape, left, right, values, streaming), (0, 0)
-            if not lag:
-                place = write_pending_output(pending, place, ALL)
+            if lag:
+                pending, place = (data(x), data(out), shape, left, right, values, streaming), (0, 0)
+            else:
+                ahead = (right - left) * inner
+                normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
         write_pending_output(pending, place, ALL)
         if streaming:
             drain()
@@ -232,9 +234,13 @@ def backward(
             )
             write_pending_gradient(pending, place, ALL)
             finish_gradient(data(x), left, right, count, statistics, totals, values)
-            pending, place = (data(dout), data(x), data(dx), shape, left, right, values, streaming), (0, 0)
-            if not lag:
-                place = write_pending_gradient(pending, place, ALL)
+            if lag:
+                pending, place = (data(dout), data(x), data(dx), shape, left, right, values, streaming), (0, 0)
+            else:
+                ahead = (right - left) * inner
+                gradient_group(
+                    data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
+                )
         write_pending_gradient(pending, place, ALL)
         if streaming:
             drain()

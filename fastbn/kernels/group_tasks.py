@@ -10,6 +10,7 @@ from fastbn.kernels.coefficients import copy, four_of, three_of
 from fastbn.kernels.formulas import merge_moments1
 from fastbn.kernels.groups import gradient_group, normalize_group
 from fastbn.kernels.jit import inner
+from fastbn.kernels.prefetch import AHEAD
 from fastbn.kernels.rows import blocks_of, group_moments, group_sums, means_vars, values_before
 from fastbn.kernels.segments import sums_of
 
@@ -77,7 +78,7 @@ def write_output(
     """The output of a part, from all channels' coefficients."""
     left, right, start, stop, piece = piece_of(shape, cuts, task)
     values = three_of(coefficients, shape[1], left)
-    normalize_group(x, out, shape, left, right, start, stop, piece, cuts[2], values, streaming)
+    normalize_group(x, out, shape, left, right, start, stop, piece, cuts[2], AHEAD, False, values, streaming)
 
 
 @inner
@@ -108,4 +109,4 @@ def write_gradient(
     """The part of dx, as ``write_output``."""
     left, right, start, stop, piece = piece_of(shape, cuts, task)
     values = four_of(coefficients, shape[1], left)
-    gradient_group(dout, x, dx, shape, left, right, start, stop, piece, cuts[2], values, streaming)
+    gradient_group(dout, x, dx, shape, left, right, start, stop, piece, cuts[2], AHEAD, False, values, streaming)

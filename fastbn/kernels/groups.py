@@ -12,7 +12,7 @@ from fastbn.kernels.formulas import grad_input1, normalize1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.lanes import blend, spread
 from fastbn.kernels.loads import load, load_first, width
-from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_to_write
+from fastbn.kernels.prefetch import ask, prefetch_to_write
 from fastbn.kernels.registers import BYTES
 from fastbn.kernels.rows import GROUP
 from fastbn.kernels.shares import equal
@@ -46,6 +46,7 @@ def normalize_run(
     last: int,
     inner: int,
     following: int,
+    later: bool,
     values: Address3,
     streaming: bool,
 ) -> None:
@@ -53,8 +54,9 @@ def normalize_run(
 
     A run is cut only where ``out`` is ``aligned``; ``values`` are the coefficients of its channels, as of ``affine1``.
     A register that holds values of two channels gets the coefficients of both: planes of any size from a register
-    up run at full width, and a streaming store is never cut. What lies ``following`` values ahead is asked for; with
-    the same of ``out``, too, tensors up to 3 MB took 1.05 times as long, others as long as without.
+    up run at full width, and a streaming store is never cut. What lies ``following`` values ahead is asked for, into
+    the second-level cache if it is for ``later``; with the same of ``out``, too, tensors up to 3 MB took 1.05 times as
+    long, others as long as without.
     """
     step = width(x)
     center, scale, shift = values
@@ -68,7 +70,7 @@ def normalize_run(
         channel += 1
         end = min(start + channel * inner, stop)
         while i + step <= end:
-            prefetch(x, i + following)
+            ask(x, i + following, later)
             put(out, i, normalize1(load(x, i), a, b, c), streaming)
             i += step
         n = end - i
@@ -76,7 +78,7 @@ def normalize_run(
             if n > 0:
                 store_first(out, i, n, normalize1(load_first(x, i, n), a, b, c))
             return
-        prefetch(x, i + following)
+        ask(x, i + following, later)
         a0, b0, c0 = a, b, c
         a, b, c = spread(x, read(center, channel)), spread(x, read(scale, channel)), spread(x, read(shift, channel))
         put(out, i, normalize1(load(x, i), blend(n, a0, a), blend(n, b0, b), blend(n, c0, c)), streaming)
@@ -93,6 +95,7 @@ def gradient_run(
     last: int,
     inner: int,
     following: int,
+    later: bool,
     values: Address4,
     streaming: bool,
 ) -> None:
@@ -111,9 +114,9 @@ def gradient_run(
         channel += 1
         end = min(start + channel * inner, stop)
         while i + step <= end:
-            prefetch(dout, i + following)
-            prefetch(x, i + following)
-            if not streaming:
+            ask(dout, i + following, later)
+            ask(x, i + following, later)
+            if not (streaming or later):
                 prefetch_to_write(dx, i + following)
             put(dx, i, grad_input1(load(dout, i), load(x, i), a, b, c, d), streaming)
             i += step
@@ -122,8 +125,8 @@ def gradient_run(
             if n > 0:
                 store_first(dx, i, n, grad_input1(load_first(dout, i, n), load_first(x, i, n), a, b, c, d))
             return
-        prefetch(dout, i + following)
-        prefetch(x, i + following)
+        ask(dout, i + following, later)
+        ask(x, i + following, later)
         a0, b0, c0, d0 = a, b, c, d
         a, b = spread(x, read(v0, channel)), spread(x, read(v1, channel))
         c, d = spread(x, read(v2, channel)), spread(x, read(v3, channel))
@@ -154,10 +157,18 @@ def normalize_group(
     stop: int,
     k: int,
     pieces: int,
+    ahead: int,
+    later: bool,
     values: Address3,
     streaming: bool,
 ) -> None:
-    """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group."""
+    """Normalise piece ``k`` of ``pieces`` of each row; ``values`` are the coefficients of the group.
+
+    What lies ``ahead`` of a value is asked for: ``AHEAD`` where there is one pass only, else what the next group
+    begins with, ``later``, so that the memory is read while results are written. On two cores of a Zen 4, instead of
+    the next run of the same group: forward of 32x512x28x28 3.45 to 2.64 ms, backward 5.18 to 3.91; 32x256x14x14 as
+    long.
+    """
     _, channels, inner = shape
     first = inner * k // pieces
     last = inner * (k + 1) // pieces
@@ -166,7 +177,7 @@ def normalize_group(
         i = (n * channels + left) * inner + first
         if streaming:
             ask_for_ends(out, i - channels * inner, length)
-        normalize_run(x, out, i, 0, length, last - first, AHEAD, values, streaming)
+        normalize_run(x, out, i, 0, length, last - first, ahead, later, values, streaming)
     if streaming:
         drain()
 
@@ -183,6 +194,8 @@ def gradient_group(
     stop: int,
     k: int,
     pieces: int,
+    ahead: int,
+    later: bool,
     values: Address4,
     streaming: bool,
 ) -> None:
@@ -195,6 +208,6 @@ def gradient_group(
         i = (n * channels + left) * inner + first
         if streaming:
             ask_for_ends(dx, i - channels * inner, length)
-        gradient_run(dout, x, dx, i, 0, length, last - first, AHEAD, values, streaming)
+        gradient_run(dout, x, dx, i, 0, length, last - first, ahead, later, values, streaming)
     if streaming:
         drain()

@@ -5,7 +5,10 @@ within reach of what it executes out of order: after every ``STRIP`` values of o
 group before it, which the second-level cache has kept, are written. Which group is written when changes no bit.
 
 On an Emerald Rapids, in turns, 3 to 103 MB: forward took 0.88 to 0.99 of the time on two threads and 0.84 to 1.01 on
-one, backward 0.83 to 0.98 and 0.85 to 0.97. Not measured on others so far.
+one, backward 0.83 to 0.98 and 0.85 to 0.97. On a Zen 4, where the next group is asked for while one is written
+(``groups.normalize_group``), it gained on two threads in streamed forwards alone (0.86 to 1.05, one 1.24; mean 0.94)
+and lost elsewhere: streamed forwards on one thread 0.99 to 1.34 (1.14), forward of 3 to 13 MB 0.95 to 1.37, backward
+0.95 to 1.32 (1.1). So this is done where the last-level cache is far, and nowhere else; not measured on others so far.
 
 A group whose output is due is a *pending* one: the tensors, their shape, its channels, their coefficients, and whether
 its output is streamed. A *place* in it is a sample, and where in that sample's run; behind the last there is none.
@@ -51,7 +54,7 @@ def write_pending_output(pending: Output, place: Place, count: int) -> Place:
     x, out, shape, left, right, values, streaming = pending
     while count > 0 and place[0] < shape[0]:
         start, last, behind = _next(out, shape, left, right, streaming, place, count)
-        normalize_run(x, out, start, place[1], last, shape[2], NEXT, values, streaming)
+        normalize_run(x, out, start, place[1], last, shape[2], NEXT, False, values, streaming)
         count -= last - place[1]
         place = behind
     return place
@@ -63,7 +66,7 @@ def write_pending_gradient(pending: Gradient, place: Place, count: int) -> Place
     dout, x, dx, shape, left, right, values, streaming = pending
     while count > 0 and place[0] < shape[0]:
         start, last, behind = _next(dx, shape, left, right, streaming, place, count)
-        gradient_run(dout, x, dx, start, place[1], last, shape[2], NEXT, values, streaming)
+        gradient_run(dout, x, dx, start, place[1], last, shape[2], NEXT, False, values, streaming)
         count -= last - place[1]
         place = behind
     return place

@@ -19,6 +19,7 @@ from fastbn.kernels.jit import inlined, inner, shared, with_globals
 from fastbn.kernels.lanes import plus, spread_doubles, sum_of
 from fastbn.kernels.loads import load_doubles, load_first_doubles, width
 from fastbn.kernels.prefetch import prefetch, prefetch_near
+from fastbn.kernels.processor import FAR_CACHE
 from fastbn.kernels.registers import DOUBLES
 from fastbn.kernels.shares import even_or_more
 from fastbn.kernels.stores import store
@@ -133,13 +134,13 @@ def origin_of(x: Address, shape: Shape3, c: int) -> float:
 @shared
 def is_lagging(shape: Shape3) -> bool:
     """Whether the output of a group is written while the next one is summed."""
-    return shape[0] * shape[1] * shape[2] >= LAGGING
+    return FAR_CACHE and shape[0] * shape[1] * shape[2] >= LAGGING
 
 
 @inner
 def _strip_of(shape: Shape3) -> int:
-    """How many values of a run are summed at a time: as many in every kernel, for the same bits."""
-    return STRIP if is_lagging(shape) else BLOCK
+    """How many values of a run are summed at a time, as many in every kernel for the same bits; 0: all of it."""
+    return STRIP if is_lagging(shape) else 0
 
 
 @inner
@@ -187,6 +188,9 @@ def moments_body(
                 i = (n * channels + left + c) * inner + k * BLOCK
                 sums = offset(values, c * DOUBLES), offset(squares, c * DOUBLES)
                 end = i + length
+                if strip == 0:
+                    _add_squares(x, i, end, read(pivot, c), i + following, sums[0], sums[1])
+                    continue
                 while i < end:
                     until = min(i + strip, end)
                     _add_squares(x, i, until, read(pivot, c), i + following, sums[0], sums[1])
@@ -306,6 +310,9 @@ def sums_body(
                 center = read(mean, left + c)
                 lanes = offset(values, c * DOUBLES), offset(products, c * DOUBLES)
                 end = i + length
+                if strip == 0:
+                    _add_products(dout, x, i, end, center, i + following, lanes[0], lanes[1])
+                    continue
                 while i < end:
                     until = min(i + strip, end)
                     _add_products(dout, x, i, until, center, i + following, lanes[0], lanes[1])

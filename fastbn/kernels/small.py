@@ -10,6 +10,7 @@ from fastbn.kernels.coefficients import affine_channels, statistics_channels
 from fastbn.kernels.families import by_columns
 from fastbn.kernels.groups import normalize_group
 from fastbn.kernels.jit import small
+from fastbn.kernels.prefetch import AHEAD
 from fastbn.kernels.tiles import matrix_of
 
 
@@ -41,5 +42,5 @@ def inference(
     if by_columns(shape, 1):
         normalize_chunk(data(x), data(out), matrix, 0, channels, 0, matrix[0], values, False)
     else:
-        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, values, False)
+        normalize_group(data(x), data(out), shape, 0, channels, 0, outer, 0, 1, AHEAD, False, values, False)
     return least
