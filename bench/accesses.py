@@ -98,8 +98,7 @@ def phases(dout: Array, x: Array, both: bool, out: Array, streaming: bool, sums:
             first = lines * task // TASKS * width(data(x))
             last = lines * (task + 1) // TASKS * width(data(x))
             _write(data(dout), data(x), data(out), first, last, both, AHEAD, streaming)
-            if streaming:
-                drain()
+        drain(streaming)
 
 
 @kernel
@@ -132,8 +131,7 @@ def groups(
                 base = (outer - 1 - k) * channels * inner
                 first, last = (base + left) // line * line, (base + right) // line * line
                 _write(data(dout), data(x), data(out), first, last, both, (right - left) // line * line, streaming)
-            if streaming:
-                drain()
+        drain(streaming)
 
 
 def calls(case: Case, operation: str) -> dict[str, Callable[[], None]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn._dispatch import STREAM, STREAM_DX
+from fastbn._dispatch import STREAM, STREAM_DX, STREAM_ONCE
 from fastbn._typing import Array, Float64Array, Shape3
 from fastbn.kernels import channels_first, channels_last
 from fastbn.kernels.coefficients import affine_of_var, weighted_mean
@@ -30,8 +30,7 @@ _first_normalize, _last_normalize = (each.normalize.linked["serial"] for each in
 _first_forward, _last_forward = (each.forward.linked["serial"] for each in (channels_first, channels_last))
 _first_backward, _last_backward = (each.backward.linked["serial"] for each in (channels_first, channels_last))
 
-_STREAM = STREAM[0]
-_STREAM_DX = STREAM_DX[0]
+_STREAM_ONCE, _STREAM, _STREAM_DX = STREAM_ONCE[0], STREAM[0], STREAM_DX[0]
 
 
 @inner
@@ -78,7 +77,8 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
     if by_columns(shape, 1):
         _last_normalize(x.reshape(-1), matrix_of(shape), values, out.reshape(-1), False)
     else:
-        _first_normalize(x.reshape(-1), shape, values, out.reshape(-1), x.size >= _STREAM)
+        streaming = 2 * x.nbytes >= _STREAM_ONCE
+        _first_normalize(x.reshape(-1), shape, values, out.reshape(-1), streaming)
 
 
 @small

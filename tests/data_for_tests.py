@@ -51,6 +51,11 @@ def other_plans(**values):
             forget()
 
 
+def streamed_from(bytes_):
+    """Thresholds of the dispatch table: results are streamed from so many bytes read and written on."""
+    return {name: (bytes_, bytes_) for name in vars(_dispatch) if name.startswith("STREAM")}
+
+
 def same_bits(a, b):
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

@@ -17,7 +17,7 @@ import numpy as np
 import fastbn
 from fastbn import compiled
 from fastbn.kernels import calls
-from tests.data_for_tests import other_plans, same_bits, threads_for_eight
+from tests.data_for_tests import other_plans, same_bits, streamed_from, threads_for_eight
 
 PAGE = mmap.PAGESIZE
 CANARY = 0xA5
@@ -140,9 +140,7 @@ SHAPES = {"small": SMALL, "large": LARGE, "lagging": [((33, 70, 257), 1)]}
 def main(sizes: str) -> None:
     """These shapes in both dtypes, as they are called, the general way, and with plans for large tensors."""
     thresholds = {
-        "STREAM": (1, 1),
-        "STREAM_DX": (1, 1),
-        "STREAM_ONCE": (1, 1),
+        **streamed_from(1),
         "pay": threads_for_eight,
         "TASKS": 5,
         "MIN_ROWS": 2,

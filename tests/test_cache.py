@@ -250,7 +250,7 @@ REPORT = "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
     ("module", "text", "change", "expected"),
     [
         ("kernels/formulas.py", "scale = gamma * inv_std", "scale = gamma + inv_std", ("2.0", "3.0")),
-        ("compiled.py", "_STREAM = STREAM[0]", "_STREAM = STREAM[1]", ("1.0", "1.0")),
+        ("compiled.py", "= STREAM_ONCE[0]", "= STREAM_ONCE[1]", ("1.0", "1.0")),
     ],
     ids=["a helper in another module", "a constant of the caller's module"],
 )

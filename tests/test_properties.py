@@ -18,7 +18,7 @@ from fastbn import compiled, cs231n, functional
 from fastbn.kernels import calls, columns, tiles
 from fastbn.kernels.columns import LEAST_CHUNKS
 from tests import strategies as some
-from tests.data_for_tests import nan_like, other_plans, same_bits, threads_for_eight
+from tests.data_for_tests import nan_like, other_plans, same_bits, streamed_from, threads_for_eight
 from tests.error_model import Exact, assert_close, rounded_to
 from tests.tolerances import ELEMENT
 
@@ -43,9 +43,8 @@ TILES = {"pay": threads_for_eight, "WIDE_ROW": 4, "TILE": 24}
 @contextlib.contextmanager
 def small_plans(stream):
     """The general way with plans that are meant for large tensors, results streamed or not."""
-    bytes_ = (1, 1) if stream else (1 << 60, 1 << 60)
     chunks = 1 if stream else LEAST_CHUNKS  # written at once where there is one segment, or in phases
-    thresholds = {**CUTS, "LEAST_CHUNKS": chunks, "STREAM": bytes_, "STREAM_DX": bytes_, "STREAM_ONCE": bytes_}
+    thresholds = {**CUTS, "LEAST_CHUNKS": chunks, **streamed_from(1 if stream else 1 << 60)}
     with general_way(), mock.patch.multiple(tiles, **TILES), other_plans(**thresholds):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from numba import prange
 
 from fastbn.kernels import jit
 from fastbn.kernels.addresses import data
-from fastbn.kernels.scheduling import counters, deal, fetch, fetch_add, give_way, meet, signed, take, turns
+from fastbn.kernels.scheduling import counters, deal, fetch, fetch_add, give_way, meet, mirrored, signed, take, turns
 from fastbn.kernels.twins import kernel
 
 
@@ -50,6 +51,33 @@ def test_every_task_once_whatever_the_order(order, tasks, threads):
     assert len(set(given)) == len(given)
     assert set(given) <= set(range(tasks))
     assert len(given) == min(tasks, len(order))
+
+
+@jit.small
+def mirrors_of(tasks, workers, result):
+    """The mirrored task of each."""
+    for task in range(tasks):
+        result[task] = mirrored(task, tasks, workers)
+
+
+def mirrors(tasks, workers):
+    result = np.empty(tasks, np.int64)
+    mirrors_of(tasks, workers, result)
+    return list(result)
+
+
+def test_a_share_from_its_end():
+    assert mirrors(5, 1) == [4, 3, 2, 1, 0]
+    assert mirrors(5, 2) == [1, 0, 4, 3, 2]
+    assert mirrors(8, 3) == [1, 0, 4, 3, 2, 7, 6, 5]
+
+
+@given(st.integers(1, 40), st.integers(1, 16))
+def test_every_share_from_its_end(tasks, threads):
+    workers = min(tasks, threads)
+    edges = [tasks * worker // workers for worker in range(workers + 1)]
+    shares = [range(start, stop) for start, stop in itertools.pairwise(edges)]
+    assert mirrors(tasks, workers) == [task for share in shares for task in reversed(share)]
 
 
 @kernel

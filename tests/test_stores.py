@@ -9,7 +9,7 @@ import pytest
 import fastbn
 from fastbn import _dispatch, reference
 from fastbn.kernels import chunks
-from tests.data_for_tests import other_plans, same_bits, tensor
+from tests.data_for_tests import other_plans, same_bits, streamed_from, tensor
 
 SHAPES = [
     (5, 4096),
@@ -52,7 +52,7 @@ def results(x, dout, offset):
 @pytest.fixture
 def forced():
     """Stream whatever can be."""
-    with other_plans(STREAM=(0, 0), STREAM_DX=(0, 0), STREAM_ONCE=(0, 0)):
+    with other_plans(**streamed_from(0)):
         yield
 
 

@@ -34,9 +34,9 @@ from fastbn.kernels.lagging import (
     write_pending_output,
 )
 from fastbn.kernels.rows import GROUP, blocks_of, groups_of, is_lagging, means_vars
-from fastbn.kernels.scheduling import deal, meet, signed, turns
+from fastbn.kernels.scheduling import deal, meet, mirrored, signed, turns
 from fastbn.kernels.segments import add_segments, segments_of
-from fastbn.kernels.shares import channel_tasks, channels_of
+from fastbn.kernels.shares import channel_tasks, channels_of, goes_back
 from fastbn.kernels.stores import drain
 from fastbn.kernels.twins import kernel
 
@@ -72,6 +72,7 @@ def normalize(x: Array, shape: Shape3, coefficients: Array, out: Array, streamin
         own = signed(worker)
         for task in turns(shares[0], tasks, own):
             write_output(data(x), data(out), shape, cuts, task, data(coefficients), streaming)
+        drain(streaming)
 
 
 @kernel
@@ -115,8 +116,7 @@ def forward(
                 ahead = (right - left) * inner
                 normalize_group(data(x), data(out), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming)
         write_pending_output(pending, place, ALL)
-        if streaming:
-            drain()
+        drain(streaming)
 
 
 @kernel
@@ -139,6 +139,7 @@ def forward_in_phases(
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
     coefficients = empty((3, channels), x.dtype)
+    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -154,8 +155,10 @@ def forward_in_phases(
             merge(data(x), found, segments, shape, left, right, data(mean), data(var))
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
-        for task in turns(shares[2], outputs, own):
+        for turn in turns(shares[2], outputs, own):
+            task = mirrored(turn, outputs, len(shares[2])) if back else turn
             write_output(data(x), data(out), shape, cuts, task, ready, streaming)
+        drain(streaming)
 
 
 @kernel
@@ -197,6 +200,7 @@ def backward_input(dout: Array, x: Array, shape: Shape3, coefficients: Array, dx
         own = signed(worker)
         for task in turns(shares[0], tasks, own):
             write_gradient(data(dout), data(x), data(dx), shape, cuts, task, data(coefficients), streaming)
+        drain(streaming)
 
 
 @kernel
@@ -242,8 +246,7 @@ def backward(
                     data(dout), data(x), data(dx), shape, left, right, 0, outer, 0, 1, ahead, True, values, streaming
                 )
         write_pending_gradient(pending, place, ALL)
-        if streaming:
-            drain()
+        drain(streaming)
 
 
 @kernel
@@ -267,6 +270,7 @@ def backward_in_phases(
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
     coefficients = empty((4, channels), x.dtype)
+    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -282,5 +286,7 @@ def backward_in_phases(
             add_segments(found, segments, channels, left, right, totals)
             finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
-        for task in turns(shares[2], outputs, own):
+        for turn in turns(shares[2], outputs, own):
+            task = mirrored(turn, outputs, len(shares[2])) if back else turn
             write_gradient(data(dout), data(x), data(dx), shape, cuts, task, ready, streaming)
+        drain(streaming)

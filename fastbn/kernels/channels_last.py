@@ -33,9 +33,10 @@ from fastbn.kernels.chunk_tasks import (
 from fastbn.kernels.chunks import SCRATCH, lead, output_chunks_of, row_blocks_of
 from fastbn.kernels.coefficients import finish_gradient, finish_products, finish_statistics, four_of, three_of
 from fastbn.kernels.columns import chunk_moments, chunk_sums, chunks_of, means_vars, pivots, sum_chunks_of
-from fastbn.kernels.scheduling import deal, meet, signed, turns
+from fastbn.kernels.scheduling import deal, meet, mirrored, signed, turns
 from fastbn.kernels.segments import add_segments, segments_of
-from fastbn.kernels.shares import channel_tasks, channels_of
+from fastbn.kernels.shares import channel_tasks, channels_of, goes_back
+from fastbn.kernels.stores import drain
 from fastbn.kernels.twins import IS_PARALLEL, kernel
 
 
@@ -73,6 +74,7 @@ def normalize(x: Array, shape: Matrix, coefficients: Array, out: Array, streamin
         for task in turns(shares[0], tasks, own):
             left, right, start, stop = part_of(shape, chunks, blocks, task)
             write_output(data(x), data(out), shape, left, right, start, stop, data(coefficients), streaming)
+        drain(streaming)
 
 
 @kernel
@@ -115,6 +117,7 @@ def forward(
             means_vars(left, right, data(origin), count, data(mean), data(var))
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
             normalize_chunk(data(x), data(out), shape, left, right, start, stop, values, streaming)
+        drain(streaming)
 
 
 @kernel
@@ -139,6 +142,7 @@ def forward_in_phases(
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     coefficients = empty((3, channels), x.dtype)
+    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -154,9 +158,11 @@ def forward_in_phases(
             merge(found, segments, shape, left, right, about, data(mean), data(var))
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
-        for task in turns(shares[2], outputs, own):
+        for turn in turns(shares[2], outputs, own):
+            task = mirrored(turn, outputs, len(shares[2])) if back else turn
             left, right, start, stop = part_of(shape, written, blocks, task)
             write_output(data(x), data(out), shape, left, right, start, stop, ready, streaming)
+        drain(streaming)
 
 
 @kernel
@@ -200,6 +206,7 @@ def backward_input(dout: Array, x: Array, shape: Matrix, coefficients: Array, dx
             left, right, start, stop = part_of(shape, chunks, blocks, task)
             values = data(coefficients)
             write_gradient(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
+        drain(streaming)
 
 
 @kernel
@@ -240,6 +247,7 @@ def backward(
             chunk_sums(data(dout), data(x), shape, left, right, start, stop, data(mean), totals)
             finish_gradient(data(x), left, right, count, statistics, totals, values)
             gradient_chunk(data(dout), data(x), data(dx), shape, left, right, start, stop, values, streaming)
+        drain(streaming)
 
 
 @kernel
@@ -263,6 +271,7 @@ def backward_in_phases(
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
     parts = segments_of(segments, channels)
     coefficients = empty((4, channels), x.dtype)
+    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -278,6 +287,8 @@ def backward_in_phases(
             add_segments(found, segments, channels, left, right, totals)
             finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
-        for task in turns(shares[2], outputs, own):
+        for turn in turns(shares[2], outputs, own):
+            task = mirrored(turn, outputs, len(shares[2])) if back else turn
             left, right, start, stop = part_of(shape, written, blocks, task)
             write_gradient(data(dout), data(x), data(dx), shape, left, right, start, stop, ready, streaming)
+        drain(streaming)

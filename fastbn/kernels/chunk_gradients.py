@@ -10,7 +10,7 @@ from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.loads import load, load_first, load_wide, width
 from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_to_write
 from fastbn.kernels.registers import WIDE
-from fastbn.kernels.stores import aligned, drain, put, store_first
+from fastbn.kernels.stores import aligned, put, store_first
 
 
 @elementwise
@@ -182,5 +182,3 @@ def gradient_chunk(
         for k in range(at, last, step * stride):
             _gradient_rows(dout, x, dx, k, stride, min(step, (last - k) // stride), run, shifted, streaming, wide)
         _gradient_rows(dout, x, dx, last, stride, 1, size - head, shifted, streaming, wide)
-    if streaming:
-        drain()

@@ -179,6 +179,13 @@ def turns(shares: Int64Array, tasks: int, worker: int) -> Iterator[int]:
 
 
 @inner
+def mirrored(task: int, tasks: int, workers: int) -> int:
+    """The task that is as far from the end of a worker's share as this one is from its start."""
+    owner = ((task + 1) * workers - 1) // tasks
+    return tasks * owner // workers + tasks * (owner + 1) // workers - 1 - task
+
+
+@inner
 def meet(shares: Int64Array, tasks: int) -> None:
     """Wait until all tasks of a phase are done.
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from fastbn.kernels.jit import inner, shared
+from fastbn.kernels.processor import FAR_CACHE
 from fastbn.kernels.registers import WIDEST_DOUBLES
 
 CHANNELS = 2 * WIDEST_DOUBLES  # of a task that does what there is to do for a channel and not for each of its values
+
+BACK = 1 << 23  # values up to which a second pass goes from the last task to the first, where the last-level cache is
+# far: it begins with what the second-level cache still has. On two cores of an Emerald Rapids, in turns, forward of
+# channels last took 0.94 to 0.99 of the time and backward 0.85 to 1.01, of 51 to 103 MB 0.99 to 1.04. Elsewhere it
+# gained nothing.
+
+
+@shared
+def goes_back(values: int) -> bool:
+    """Whether a second pass over a tensor of so many values begins where the first one ends."""
+    return FAR_CACHE and values <= BACK
 
 
 @shared
