@@ -20,7 +20,7 @@ from fastbn._typing import Address, Shape3
 from fastbn.kernels.addresses import data
 from fastbn.kernels.jit import elementwise
 from fastbn.kernels.loads import load, load_wide, width
-from fastbn.kernels.prefetch import AHEAD, ask, prefetch_near
+from fastbn.kernels.prefetch import AHEAD, prefetch, prefetch_near
 from fastbn.kernels.registers import WIDE
 from fastbn.kernels.rows import group_of
 from fastbn.kernels.scheduling import deal, meet, signed, turns
@@ -51,7 +51,10 @@ def _read(
     i = start
     while i + step <= stop:
         for k in range(i + following, i + following + step, width(x)):
-            ask(x, k, near)
+            if near:
+                prefetch_near(x, k)
+            else:
+                prefetch(x, k)
             if both:
                 prefetch_near(dout, k)
         a = a + load_wide(x, i)

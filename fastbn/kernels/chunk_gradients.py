@@ -8,7 +8,7 @@ from fastbn.kernels.chunks import KEPT, ask_ahead, rows_at_once, spread_all
 from fastbn.kernels.formulas import grad_input1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.loads import load, load_first, load_wide, width
-from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_to_write
+from fastbn.kernels.prefetch import AHEAD, ASKING, ask, onward, prefetch_to_write
 from fastbn.kernels.registers import WIDE
 from fastbn.kernels.stores import aligned, put, store_first
 
@@ -88,10 +88,11 @@ def _gradient_pairs(
         i = 0
         while i + step <= size:
             j = k + i
-            ask_ahead(dout, j, stride, size)
-            ask_ahead(x, j, stride, size)
-            ask_ahead(dout, j + stride, stride, size)
-            ask_ahead(x, j + stride, stride, size)
+            if ASKING:
+                ask_ahead(dout, j, stride, size)
+                ask_ahead(x, j, stride, size)
+                ask_ahead(dout, j + stride, stride, size)
+                ask_ahead(x, j + stride, stride, size)
             a, b = load_wide(values[0], i), load_wide(values[1], i)
             c, d = load_wide(values[2], i), load_wide(values[3], i)
             put(dx, j, grad_input1(load_wide(dout, j), load_wide(x, j), a, b, c, d), streaming)

@@ -8,7 +8,7 @@ from fastbn.kernels.chunks import KEPT, PAIRED, ask_ahead, rows_at_once, spread_
 from fastbn.kernels.formulas import normalize1
 from fastbn.kernels.jit import elementwise, inner
 from fastbn.kernels.loads import load, load_first, load_wide, width
-from fastbn.kernels.prefetch import AHEAD, ask, onward, prefetch_to_write
+from fastbn.kernels.prefetch import AHEAD, ASKING, ask, onward, prefetch_to_write
 from fastbn.kernels.registers import WIDE
 from fastbn.kernels.stores import aligned, put, store_first
 
@@ -62,8 +62,9 @@ def _normalize_pairs(
         i = 0
         while i + step <= size:
             j = k + i
-            ask_ahead(x, j, stride, size)
-            ask_ahead(x, j + stride, stride, size)
+            if ASKING:
+                ask_ahead(x, j, stride, size)
+                ask_ahead(x, j + stride, stride, size)
             a, b, c = load_wide(values[0], i), load_wide(values[1], i), load_wide(values[2], i)
             put(out, j, normalize1(load_wide(x, j), a, b, c), streaming)
             put(out, j + stride, normalize1(load_wide(x, j + stride), a, b, c), streaming)
