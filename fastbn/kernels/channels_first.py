@@ -34,9 +34,9 @@ from fastbn.kernels.lagging import (
     write_pending_output,
 )
 from fastbn.kernels.rows import GROUP, blocks_of, groups_of, is_lagging, means_vars
-from fastbn.kernels.scheduling import deal, meet, mirrored, signed, turns
+from fastbn.kernels.scheduling import deal, meet, second_task, signed, turns
 from fastbn.kernels.segments import add_segments, segments_of
-from fastbn.kernels.shares import channel_tasks, channels_of, goes_back
+from fastbn.kernels.shares import channel_tasks, channels_of
 from fastbn.kernels.stores import drain
 from fastbn.kernels.twins import kernel
 
@@ -139,7 +139,6 @@ def forward_in_phases(
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
     coefficients = empty((3, channels), x.dtype)
-    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -156,7 +155,7 @@ def forward_in_phases(
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
         for turn in turns(shares[2], outputs, own):
-            task = mirrored(turn, outputs, len(shares[2])) if back else turn
+            task = second_task(turn, outputs, len(shares[2]), x.size)
             write_output(data(x), data(out), shape, cuts, task, ready, streaming)
         drain(streaming)
 
@@ -270,7 +269,6 @@ def backward_in_phases(
     sums, merges, outputs = segments * groups, channel_tasks(channels), cuts[0] * cuts[1] * cuts[2]
     parts = segments_of(segments, channels)
     coefficients = empty((4, channels), x.dtype)
-    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -287,6 +285,6 @@ def backward_in_phases(
             finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
         for turn in turns(shares[2], outputs, own):
-            task = mirrored(turn, outputs, len(shares[2])) if back else turn
+            task = second_task(turn, outputs, len(shares[2]), x.size)
             write_gradient(data(dout), data(x), data(dx), shape, cuts, task, ready, streaming)
         drain(streaming)

@@ -34,9 +34,9 @@ from fastbn.kernels.chunk_tasks import (
 from fastbn.kernels.chunks import SCRATCH, lead, output_chunks_of, row_blocks_of
 from fastbn.kernels.coefficients import finish_gradient, finish_products, finish_statistics, four_of, three_of
 from fastbn.kernels.columns import chunk_moments, chunk_sums, chunks_of, means_vars, pivots, sum_chunks_of
-from fastbn.kernels.scheduling import deal, meet, mirrored, signed, turns
+from fastbn.kernels.scheduling import deal, meet, second_task, signed, turns
 from fastbn.kernels.segments import add_segments, segments_of
-from fastbn.kernels.shares import channel_tasks, channels_of, goes_back
+from fastbn.kernels.shares import channel_tasks, channels_of
 from fastbn.kernels.stores import drain
 from fastbn.kernels.twins import IS_PARALLEL, kernel
 
@@ -143,7 +143,6 @@ def forward_in_phases(
     pivots(data(x), 0, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     coefficients = empty((3, channels), x.dtype)
-    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -160,7 +159,7 @@ def forward_in_phases(
             finish_statistics(data(x), left, right, eps, parameters, statistics, values)
         meet(shares[1], merges)
         for turn in turns(shares[2], outputs, own):
-            task = mirrored(turn, outputs, len(shares[2])) if back else turn
+            task = second_task(turn, outputs, len(shares[2]), x.size)
             left, right, start, stop = part_of(shape, written, blocks, task)
             write_output(data(x), data(out), shape, left, right, start, stop, ready, streaming)
         drain(streaming)
@@ -272,7 +271,6 @@ def backward_in_phases(
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
     parts = segments_of(segments, channels)
     coefficients = empty((4, channels), x.dtype)
-    back = goes_back(x.size)
     shares = deal(3, max(sums, outputs))
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -289,7 +287,7 @@ def backward_in_phases(
             finish_gradient(data(x), left, right, count, statistics, totals, values)
         meet(shares[1], merges)
         for turn in turns(shares[2], outputs, own):
-            task = mirrored(turn, outputs, len(shares[2])) if back else turn
+            task = second_task(turn, outputs, len(shares[2]), x.size)
             left, right, start, stop = part_of(shape, written, blocks, task)
             write_gradient(data(dout), data(x), data(dx), shape, left, right, start, stop, ready, streaming)
         drain(streaming)

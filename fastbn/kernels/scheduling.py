@@ -27,6 +27,7 @@ from numba.core import cgutils
 from fastbn._typing import Address, Int64Array
 from fastbn.kernels.addresses import LINE, data, empty, instruction, part
 from fastbn.kernels.jit import inner
+from fastbn.kernels.shares import goes_back
 
 COUNTERS = 2 * LINE // 8  # numbers of a worker's share in a phase: two counters, each on a line of its own,
 TAKEN = 0  # of its tasks that were taken,
@@ -146,6 +147,12 @@ def _taken(counter: int) -> tuple[int, int]:
 
 
 @inner
+def share_of(worker: int, workers: int, tasks: int) -> tuple[int, int]:
+    """The tasks of a worker, ``start`` to ``stop``."""
+    return tasks * worker // workers, tasks * (worker + 1) // workers
+
+
+@inner
 def take(shares: Address, workers: int, tasks: int, worker: int) -> int:
     """The next task of a worker; -1 if there is none left.
 
@@ -153,8 +160,8 @@ def take(shares: Address, workers: int, tasks: int, worker: int) -> int:
     """
     for k in range(workers):
         owner = (worker + k) % workers
-        start = tasks * owner // workers
-        size = tasks * (owner + 1) // workers - start
+        start, stop = share_of(owner, workers, tasks)
+        size = stop - start
         place = owner * COUNTERS + TAKEN
         if k:
             first, last = _taken(fetch(shares, place))
@@ -182,7 +189,14 @@ def turns(shares: Int64Array, tasks: int, worker: int) -> Iterator[int]:
 def mirrored(task: int, tasks: int, workers: int) -> int:
     """The task that is as far from the end of a worker's share as this one is from its start."""
     owner = ((task + 1) * workers - 1) // tasks
-    return tasks * owner // workers + tasks * (owner + 1) // workers - 1 - task
+    start, stop = share_of(owner, workers, tasks)
+    return start + stop - 1 - task
+
+
+@inner
+def second_task(turn: int, tasks: int, workers: int, values: int) -> int:
+    """Which task a second pass over so many values does at a turn of ``turns``: ``mirrored`` if it ``goes_back``."""
+    return mirrored(turn, tasks, workers) if goes_back(values) else turn
 
 
 @inner
