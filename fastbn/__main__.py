@@ -35,7 +35,7 @@ def info() -> None:
         "threading layer": threading_layer(),
         "threads": f"{numba.get_num_threads()} of {numba.config.NUMBA_NUM_THREADS}",
         "compilation": "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
-        "cache folder": "none that is writable and owned by this user" if folder is None else folder,
+        "cache folder": f"none: {cache.problem()}" if folder is None else folder,
         "cached kernels": kernels,
     }
     facts["optional packages"] = ", ".join(name for name in OPTIONAL if importlib.util.find_spec(name)) or "none"

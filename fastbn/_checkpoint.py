@@ -6,7 +6,7 @@ or compressed, so no file can run code or grow when it is read.
 
 from __future__ import annotations
 
-import contextlib
+import encodings.cp437  # noqa: F401 - zipfile imports it late, and a fork could fall into that (see kernels.locks)
 import json
 import math
 import os
@@ -38,19 +38,38 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], state: Mappin
     path = Path(path)
     encoded = np.frombuffer(json.dumps(config, default=float).encode(), np.uint8)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    # Not tempfile, whose files only their owner may read: this one is to have the rights of any new file.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
-            arrays: dict[str, Any] = {_CONFIG: encoded, **state}
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        try:
+            _write_whole(temporary, {_CONFIG: encoded, **state})
+            temporary.replace(path)
+        except Exception as error:
+            # An interrupt inside of zipfile comes out as what zipfile says while it closes the archive.
+            interrupt = _interrupt_behind(error)
+            if interrupt is not None:
+                raise interrupt from None
+            raise
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)  # again, for a signal that came before the first
+
+
+def _write_whole(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write a new archive, and wait until it is on the disk."""
+    # Not tempfile, whose files only their owner may read: this one is to have the rights of any new file.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(handle, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """The ``KeyboardInterrupt``, or its like, during which an error came up."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -82,9 +101,10 @@ def require_arrays(state: Mapping[str, Array], options: Mapping[str, Any]) -> No
     if state.keys() != expected:
         raise ValueError(f"expected the arrays {sorted(expected)}, got {sorted(state)}")
     for name, array in state.items():
-        shape = () if name == "num_batches_tracked" else (options["num_features"],)
-        if array.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+        counter = name == "num_batches_tracked"
+        shape = () if counter else (options["num_features"],)
+        if array.shape != shape or not (counter or array.dtype.type in (np.float32, np.float64)):
+            raise ValueError(f"{name}: expected shape {shape} of floats, got {array.shape} of {array.dtype}")
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:

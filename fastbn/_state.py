@@ -72,7 +72,8 @@ def assign_together(assignments: Iterable[Assignment]) -> None:
     For other threads, too, all change at once.
     """
     pairs = [(target.reshape(-1), np.broadcast_to(values, target.shape).reshape(-1)) for target, values in assignments]
-    new = [values.astype(target.dtype) for target, values in pairs]
+    with np.errstate(all="ignore"):  # out of range is infinite or zero, whatever the user's error state
+        new = [values.astype(target.dtype) for target, values in pairs]
     with locks.state:
         targets = [target for target, _ in pairs]
         before = [target.copy() for target in targets]

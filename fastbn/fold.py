@@ -7,7 +7,7 @@ dense layer does last. The two together are one layer with other weights.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,7 +73,7 @@ def conv(
 
     Parameters
     ----------
-    weight : array, float32 or float64
+    weight : array, float32 or float64, or half precision
         In PyTorch's layout: ``(out, in / groups, *kernel)``, or ``(in, out / groups, *kernel)`` where ``transposed``,
         with 1 to 3 kernel dimensions.
     bias : (out,) array, float32 or float64, or None
@@ -105,16 +105,16 @@ def conv(
     the padding is zero after the normalization, and would have to be ``-shift / scale`` before it, which differs
     between channels. A nonlinearity between the two forbids it as well. ``FrozenBatchNorm`` is for these.
     """
-    weight = check.dimensional("weight", weight, 3, 4, 5)
+    weight, dtype = check.weight("weight", weight, 3, 4, 5)
     frozen = _frozen(bn)
     if not check.flag("transposed", transposed):
         check.divisor("groups", 1 if groups is None else groups, weight.shape[0])
-        return _fold(weight, bias, frozen, weight.shape, outputs=(0,))
+        return _fold(weight, dtype, bias, frozen, weight.shape, outputs=(0,))
     inputs, each, *kernel = weight.shape
     if groups is None:
         groups = max(frozen.num_features // max(each, 1), 1)
     groups = check.divisor("groups", groups, inputs)
-    return _fold(weight, bias, frozen, (groups, inputs // groups, each, *kernel), outputs=(0, 2))
+    return _fold(weight, dtype, bias, frozen, (groups, inputs // groups, each, *kernel), outputs=(0, 2))
 
 
 def linear(weight: ArrayLike, bias: ArrayLike | None, bn: AnyBatchNorm) -> tuple[Array, Array]:
@@ -127,8 +127,8 @@ def linear(weight: ArrayLike, bias: ArrayLike | None, bn: AnyBatchNorm) -> tuple
     Batch normalization *before* a dense layer can be folded too, by the caller: with ``scale, shift = scale_shift(bn)``
     the weight is ``weight * scale``, and the bias ``bias + weight @ shift``.
     """
-    weight = check.dimensional("weight", weight, 2)
-    return _fold(weight, bias, _frozen(bn), weight.shape, outputs=(0,))
+    weight, dtype = check.weight("weight", weight, 2)
+    return _fold(weight, dtype, bias, _frozen(bn), weight.shape, outputs=(0,))
 
 
 def _frozen(bn: AnyBatchNorm) -> FrozenBatchNorm:
@@ -137,7 +137,7 @@ def _frozen(bn: AnyBatchNorm) -> FrozenBatchNorm:
     if isinstance(bn, FrozenBatchNorm):
         return bn
     tracked = bn.track_running_stats
-    check.setting("bn.track_running_stats", tracked, tracked, "True: batch statistics cannot be folded")
+    check.setting("bn.track_running_stats", tracked, bn.has_statistics, "True: batch statistics cannot be folded")
     return bn.freeze()
 
 
@@ -148,7 +148,12 @@ def _scale(frozen: FrozenBatchNorm) -> Float64Array:
 
 
 def _fold(
-    weight: Array, bias: ArrayLike | None, bn: FrozenBatchNorm, shape: tuple[int, ...], outputs: tuple[int, ...]
+    weight: Array,
+    dtype: np.dtype[Any],
+    bias: ArrayLike | None,
+    bn: FrozenBatchNorm,
+    shape: tuple[int, ...],
+    outputs: tuple[int, ...],
 ) -> tuple[Array, Array]:
     """``shape`` is that of ``weight`` with its groups apart; ``outputs`` are the axes of the output channels."""
     spread = [length if axis in outputs else 1 for axis, length in enumerate(shape)]
@@ -160,4 +165,4 @@ def _fold(
     with np.errstate(all="ignore"):
         folded = (weight.reshape(shape) * scale.reshape(spread)).reshape(weight.shape)
         shift = ((0.0 if bias is None else bias) - bn.mean) * scale + bn.beta
-        return folded.astype(weight.dtype), shift.astype(weight.dtype)
+        return folded.astype(dtype), shift.astype(dtype)

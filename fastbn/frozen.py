@@ -72,6 +72,12 @@ class FrozenBatchNorm:
         parameters = self.mean, self.inv_std, self.gamma, self.beta
         self._coefficients = {np.dtype(dtype): _engine.affine(dtype, *parameters) for dtype in (np.float32, np.float64)}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a pickle or a deep copy, whose arrays are writable at first."""
+        self.__dict__.update(state)
+        for array in (self.mean, self.inv_std, self.gamma, self.beta):
+            array.flags.writeable = False
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_features}, axis={self.axis})"
 

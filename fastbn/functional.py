@@ -94,7 +94,7 @@ def forward(
     x : array, two or more dimensions, float32 or float64
         Statistics are taken over every axis but ``axis``. C order and channels last (in memory) are used in place,
         other strides through a copy.
-    gamma, beta : (C,) array, float32 or float64, optional
+    gamma, beta : (C,) array, float32 or float64, optional; half precision is widened
         Scale and shift; ``None`` means ones and zeros.
     running_mean, running_var : (C,) array, float32 or float64, optional
         Both or neither. Updated in place in training mode, required otherwise. The update is made for both or, after
@@ -256,7 +256,9 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
         gradients: Gradients = _device.front().backward(dout, cache, out=out)
         return gradients
     dout = check.tensor_like("dout", dout, x)
+    gamma_dtype = None if gamma is None else gamma.dtype
     out = check.out_like("out", out, x, may_be=dout, x=x, gamma=gamma)
+    gamma = check.optional_parameter("cache.gamma", gamma, mean.size)
     if training:
         dx, sums = _engine.backward(dout, x, axis, mean, inv_std, gamma, out)
     else:
@@ -266,8 +268,8 @@ def backward(dout: ArrayLike, cache: Cache, *, out: Array | None = None) -> Grad
             sums = _engine.backward_sums(dout, x, axis, mean, inv_std)
         values = _engine.affine(x.dtype, zeros, inv_std, gamma, None)
         dx = _engine.scale(dout, axis, values, out, like=x)
-    with np.errstate(over="ignore"):
-        dgamma = None if gamma is None else sums.sum_dout_xhat.astype(gamma.dtype)
+    with np.errstate(all="ignore"):  # out of range is infinite or zero, whatever the user's error state
+        dgamma = None if gamma_dtype is None else sums.sum_dout_xhat.astype(gamma_dtype)
         dbeta = None if beta_dtype is None else sums.sum_dout.astype(beta_dtype)
     return Gradients(dx, dgamma, dbeta)
 
@@ -322,6 +324,7 @@ def prepare(
     if not training:
         return ForwardResult(*frozen(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis, out=out)), None
     channels = x.shape[axis]
+    given = gamma, beta
     gamma = check.optional_parameter("gamma", gamma, channels)
     beta = check.optional_parameter("beta", beta, channels)
     tracked = check.both_or_neither(running_mean=running_mean, running_var=running_var)
@@ -336,7 +339,8 @@ def prepare(
 
     scale, shift = _state.snapshot(gamma, beta)
     result, statistics = _engine.forward(x, axis, eps, scale, shift, out)
-    forwarded = ForwardResult(result, make_cache(x, gamma, beta, statistics, axis, True))
+    kept = _as_given(given[0], gamma), _as_given(given[1], beta)
+    forwarded = ForwardResult(result, make_cache(x, *kept, statistics, axis, True))
     if not tracked or not x.size:
         return forwarded, None
     return forwarded, (running_mean, running_var, statistics, x, momentum, correction)
@@ -381,8 +385,10 @@ def frozen(
         check.both_or_neither(running_mean=running_mean, running_var=running_var)
         raise ValueError("running_mean: expected an array with training=False, got None")
     channels = x.shape[axis]
+    given = gamma, beta
     gamma = check.optional_parameter("gamma", gamma, channels)
     beta = check.optional_parameter("beta", beta, channels)
+    kept = _as_given(given[0], gamma), _as_given(given[1], beta)
     mean = check.parameter("running_mean", running_mean, channels)
     var = check.parameter("running_var", running_var, channels)
     if out is not None:
@@ -390,4 +396,9 @@ def frozen(
     mean, var, scale, shift = _state.snapshot(mean, var, gamma, beta)
     result, statistics, least = _engine.inference(x, axis, mean, var, scale, shift, eps, out)
     check.least_variance("running_var", least, eps)
-    return result, make_cache(x, gamma, beta, statistics, axis, False)
+    return result, make_cache(x, *kept, statistics, axis, False)
+
+
+def _as_given(given: Any, read: Array | None) -> Array | None:
+    """What a cache keeps of a parameter: gradients come in half precision where the parameter was in it."""
+    return given if isinstance(given, np.ndarray) and check.is_half(given.dtype) else read

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn import _checkpoint, _device, _state, functional
 from fastbn import _validation as check
+from fastbn._options import FixedOption, Option
 from fastbn._typing import Array
 from fastbn.frozen import FrozenBatchNorm
 from fastbn.kernels import locks
@@ -23,6 +24,22 @@ _ATTRIBUTES = {"weight": "gamma", "bias": "beta", "running_mean": "running_mean"
 """Those of the arrays that are a layer's state, by PyTorch's names."""
 
 _ARRAYS = (*_ATTRIBUTES.values(), "dgamma", "dbeta")
+
+_RUNNING = ("running_mean", "running_var")
+
+
+def _nan_policy(layer: BatchNorm, value: Any) -> str:
+    policy = check.choice("nan_policy", value, ("propagate", "raise"))
+    fits = layer.device == "cpu" or policy == "propagate"
+    check.setting("nan_policy", policy, fits, "'propagate' with device='cuda'")
+    return policy
+
+
+def _tracking(layer: BatchNorm, value: Any) -> bool:
+    tracked = check.flag("track_running_stats", value)
+    possible = "track_running_stats" not in vars(layer) or not tracked or layer.has_statistics
+    check.setting("track_running_stats", tracked, possible, "False, as the layer has no running arrays to update")
+    return tracked
 
 
 class BatchNorm:
@@ -53,7 +70,8 @@ class BatchNorm:
         Whether there are ``gamma`` (ones at first) and ``beta`` (zeros), or only the one that is named; what is not
         there is ``None``.
     track_running_stats : bool
-        Whether there are running statistics; else the batch's are used in both modes.
+        Whether there are running statistics; else the batch's are used in both modes. Set to ``False`` later on, as in
+        PyTorch, training leaves the running arrays as they are, and evaluation goes on using them.
     correction : float
         1: ``running_var`` follows the unbiased variance. 0: the biased one.
     dtype : float32 or float64
@@ -68,6 +86,12 @@ class BatchNorm:
 
     Attributes
     ----------
+    axis, eps, momentum, track_running_stats, correction, nan_policy
+        The options, free to be changed and validated at once. ``num_features``, ``affine``, ``dtype`` and ``device``
+        cannot be changed.
+    keep_for_backward : bool
+        Whether a call in evaluation mode that uses running statistics keeps ``x`` for ``backward``; ``False`` at first,
+        so that a network in evaluation mode keeps no tensor alive.
     gamma, beta, running_mean, running_var : (C,) array or None
         Parameters and running statistics, free to be changed in place or replaced.
     num_batches_tracked : int or None
@@ -84,6 +108,19 @@ class BatchNorm:
 
     ndims: ClassVar[tuple[int, ...] | None] = None
     """The numbers of dimensions that are taken; ``None`` for all from 2 up."""
+
+    num_features: int = cast(Any, FixedOption(lambda _, value: check.size("num_features", value)))
+    affine: bool | str = cast(Any, FixedOption(lambda _, value: check.affine(value)))
+    dtype: np.dtype[Any] = cast(Any, FixedOption(lambda _, value: check.float_dtype("dtype", value)))
+    device: str = cast(Any, FixedOption(lambda _, value: check.choice("device", value, ("cpu", "cuda"))))
+    axis: int = cast(Any, Option(lambda _, value: check.integer("axis", value)))
+    eps: float = cast(Any, Option(lambda _, value: check.eps(value, zero=False)))
+    momentum: float | None = cast(Any, Option(lambda _, value: None if value is None else check.momentum(value)))
+    correction: float = cast(Any, Option(lambda _, value: check.correction(value)))
+    training: bool = cast(Any, Option(lambda _, value: check.flag("training", value)))
+    keep_for_backward: bool = cast(Any, Option(lambda _, value: check.flag("keep_for_backward", value)))
+    track_running_stats: bool = cast(Any, Option(_tracking))
+    nan_policy: str = cast(Any, Option(_nan_policy))
 
     gamma: Array | None
     beta: Array | None
@@ -106,19 +143,18 @@ class BatchNorm:
         nan_policy: str = "propagate",
         device: str = "cpu",
     ) -> None:
-        self.num_features = check.size("num_features", num_features)
-        self.axis = check.integer("axis", axis)
-        self.eps = check.eps(eps, zero=False)
-        self.momentum = None if momentum is None else check.momentum(momentum)
-        self.affine = check.affine(affine)
-        self.track_running_stats = check.flag("track_running_stats", track_running_stats)
-        self.correction = check.correction(correction)
-        self.dtype = check.float_dtype("dtype", dtype)
-        self.nan_policy = check.choice("nan_policy", nan_policy, ("propagate", "raise"))
-        self.device = check.choice("device", device, ("cpu", "cuda"))
-        propagate = self.device == "cpu" or self.nan_policy == "propagate"
-        check.setting("nan_policy", self.nan_policy, propagate, "'propagate' with device='cuda'")
+        self.num_features = num_features
+        self.axis = axis
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.correction = correction
+        self.dtype = cast(Any, dtype)
+        self.device = device
+        self.nan_policy = nan_policy
         self.training = True
+        self.keep_for_backward = False
         self.gamma = self._array(1.0) if self._has("gamma") else None
         self.beta = self._array(0.0) if self._has("beta") else None
         self.running_mean = self._array(0.0) if self.track_running_stats else None
@@ -139,11 +175,16 @@ class BatchNorm:
     @property
     def num_batches_tracked(self) -> int | None:
         """Batches that entered the running statistics."""
-        return int(self._num_batches_tracked) if self.track_running_stats else None
+        return int(self._num_batches_tracked) if self.has_statistics else None
 
     @num_batches_tracked.setter
     def num_batches_tracked(self, value: int) -> None:
         self._num_batches_tracked[...] = check.size("num_batches_tracked", value)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are running statistics, to be used in evaluation mode."""
+        return self.running_mean is not None or self.running_var is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what ``backward`` needs: copies and pickles carry no tensors, and what they carry is on the host.
@@ -160,8 +201,8 @@ class BatchNorm:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Back to the device."""
-        self.__dict__.update(state)
+        """Back to the device. Older pickles know no ``keep_for_backward``."""
+        self.__dict__.update({"keep_for_backward": False, **state})
         if self.device == "cuda":
             for name in _ARRAYS:
                 if state[name] is not None:
@@ -205,20 +246,12 @@ class BatchNorm:
         if self.nan_policy == "raise" or not (self.ndims is None or getattr(x, "ndim", None) in self.ndims):
             x, axis = self._features(x)
         arrays = self.gamma, self.beta, self.running_mean, self.running_var
-        if not self.training and self.track_running_stats:
-            evaluated = functional.evaluate(x, *arrays, self.eps, axis, out, channels)
-            if evaluated is not None:
-                result, statistics = evaluated
-                self._cache = x, self.gamma, self.beta, statistics, axis, False
-                return result
-            if check.on_device(x):
-                options = False, 0.0, self.eps, axis, self.correction, out, channels
-                result, self._cache = functional.prepare(x, *arrays, *options)[0]
-                return result
-            x, axis = check.features(x, axis, channels, None)
-            eps = check.eps(self.eps, zero=True)
-            result, self._cache = functional.frozen(x, *arrays, eps=eps, axis=axis, out=out)
+        if not self.training and self.has_statistics:
+            result, cache = self._evaluate(x, axis, arrays, out)
+            self._cache = cache if self.keep_for_backward else None
             return result
+        if not self.track_running_stats:
+            arrays = self.gamma, self.beta, None, None
         counter, cumulative = self._num_batches_tracked, self.momentum is None
         momentum = 1.0 / (int(counter) + 1) if self.momentum is None else self.momentum
         options = True, momentum, self.eps, axis, self.correction, out, channels
@@ -230,6 +263,21 @@ class BatchNorm:
             elif self.device == "cuda" and self.track_running_stats:
                 counter += _device.view("x", x).size > 0  # the device updates the running arrays
         return result
+
+    def _evaluate(
+        self, x: Any, axis: int, arrays: tuple[Any, Any, Any, Any], out: Array | None
+    ) -> tuple[Array, functional.Cache | tuple[Any, ...]]:
+        """The result with running statistics, and a cache or what one is made of."""
+        channels = self.num_features
+        evaluated = functional.evaluate(x, *arrays, self.eps, axis, out, channels)
+        if evaluated is not None:
+            result, statistics = evaluated
+            return result, (x, self.gamma, self.beta, statistics, axis, False)
+        if check.on_device(x):
+            options = False, 0.0, self.eps, axis, self.correction, out, channels
+            return functional.prepare(x, *arrays, *options)[0]
+        x, axis = check.features(x, axis, channels, None)
+        return functional.frozen(x, *arrays, eps=check.eps(self.eps, zero=True), axis=axis, out=out)
 
     def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
         """Gradient with respect to the input of the last ``forward``; sets ``dgamma`` and ``dbeta``.
@@ -249,12 +297,15 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            If there was no ``forward``.
+            If there was no ``forward``, or if the last one was in evaluation mode and kept nothing.
         ValueError, TypeError
             As ``fastbn.backward``.
         """
         if self._cache is None:
-            raise RuntimeError("backward: expected a call of forward before it, got none")
+            raise RuntimeError(
+                "backward: expected a call of forward before it that kept its input, got none; calls in evaluation "
+                "mode keep it where keep_for_backward is True"
+            )
         if not isinstance(self._cache, functional.Cache):
             self._cache = functional.make_cache(*self._cache)
         dx, self.dgamma, self.dbeta = functional.backward(dout, self._cache, out=out)
@@ -279,21 +330,20 @@ class BatchNorm:
         """Whether the layer was made with ``gamma``, or with ``beta``."""
         return self.affine is True or self.affine == parameter
 
-    def _state(self) -> dict[str, Array]:
+    def _state(self, written: Collection[str] = ()) -> dict[str, Array]:
         """The layer's own arrays, or their copies on the host, under PyTorch's names.
 
-        Checked, as they may have been replaced.
+        Checked, as they may have been replaced; those named in ``written`` have to be writable.
         """
-        affine = {"weight", "bias"}
-        attributes = {name: each for name, each in _ATTRIBUTES.items() if name in affine and self._has(each)}
-        if self.track_running_stats:
-            attributes |= {name: each for name, each in _ATTRIBUTES.items() if name not in affine}
+        names = [name for name in ("weight", "bias") if self._has(_ATTRIBUTES[name])]
         state: dict[str, Array] = {}
-        for name, attribute in attributes.items():
+        for name in [*names, *_RUNNING] if self.has_statistics else names:
+            attribute = _ATTRIBUTES[name]
             array = getattr(self, attribute)
             array = _device.to_host(attribute, array, self.num_features) if self.device == "cuda" else array
-            state[name] = check.running(attribute, array, self.num_features)
-        if self.track_running_stats:
+            kind = check.running if name in written else check.parameter
+            state[name] = kind(attribute, array, self.num_features)
+        if self.has_statistics:
             state["num_batches_tracked"] = self._num_batches_tracked
         return state
 
@@ -301,7 +351,7 @@ class BatchNorm:
         """Copies of parameters and running statistics under PyTorch's names.
 
         ``weight`` and ``bias`` as ``affine`` has it; ``running_mean``, ``running_var`` and ``num_batches_tracked``
-        (int64, no dimensions) where ``track_running_stats``.
+        (int64, no dimensions) where there are running statistics.
         """
         with locks.state:
             return {name: array.copy() for name, array in self._state().items()}
@@ -309,27 +359,28 @@ class BatchNorm:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and running statistics from what ``state_dict``, or PyTorch's, gave. All or nothing.
 
-        (On a device an interrupt may come between two arrays.)
+        Half precision is widened. A state without ``num_batches_tracked``, as old ones of PyTorch and those of frozen
+        layers are, sets the counter to 0. (On a device an interrupt may come between two arrays.)
 
         Raises
         ------
         ValueError
-            For missing or unexpected keys and wrong shapes.
+            For missing or unexpected keys and wrong shapes, and for arrays of the layer that are read-only.
         TypeError
             For values that are not floats, or that would lose precision in the layer's dtype.
         """
-        own = self._state()
-        check.keys("state", state, own)
+        own = self._state(written=_ATTRIBUTES)
+        check.keys("state", state, own, optional={"num_batches_tracked"})
         assignments: list[_state.Assignment] = []
         for name, target in own.items():
             if name == "num_batches_tracked":
-                assignments.append((target, check.size(f"state[{name!r}]", state[name])))
+                assignments.append((target, check.counter(f"state[{name!r}]", state.get(name, 0))))
                 continue
             values = check.parameter(f"state[{name!r}]", state[name], self.num_features)
             check.castable(f"state[{name!r}]", values.dtype, target.dtype)
             if name == "running_var":
                 check.variance(f"state[{name!r}]", values, self.eps)
-            assignments.append((target, values.astype(target.dtype)))
+            assignments.append((target, values))
         _state.assign_together(assignments)
         if self.device == "cuda":  # those above are copies
             for name in own.keys() - {"num_batches_tracked"}:
@@ -342,7 +393,10 @@ class BatchNorm:
         """
         names = ("num_features", "axis", "eps", "momentum", "affine", "track_running_stats", "correction", "nan_policy")
         options = {name: getattr(self, name) for name in names}
-        config = {"format": 1, "class": type(self).__name__, "options": {**options, "dtype": self.dtype.name}}
+        options |= {"dtype": self.dtype.name, "track_running_stats": self.has_statistics}
+        config = {"format": 1, "class": type(self).__name__, "options": options}
+        if self.has_statistics and not self.track_running_stats:
+            config["tracking"] = False
         state = self.state_dict()
         for name, array in state.items():
             if name != "num_batches_tracked":
@@ -365,6 +419,8 @@ class BatchNorm:
             _checkpoint.require_arrays(state, config["options"])
             layer = cls(**config["options"], device=device)
             layer.load_state_dict(state)
+            if "tracking" in config:
+                layer.track_running_stats = config["tracking"]
         except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"path: expected a saved {cls.__name__}, got {os.fspath(path)!r} ({error})") from error
         return layer
@@ -376,7 +432,7 @@ class BatchNorm:
         """
         check.setting("device", self.device, self.device == "cpu", "'cpu', where frozen layers are")
         if self.running_mean is None or self.running_var is None:
-            raise ValueError("freeze: expected a layer with running statistics, got track_running_stats=False")
+            raise ValueError("freeze: expected a layer with running statistics, got one without")
         with locks.state:
             arrays = self.running_mean, self.running_var, self.gamma, self.beta
             return FrozenBatchNorm(*arrays, eps=self.eps, axis=self.axis, ndims=self.ndims)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fastbn import _device, _engine
@@ -36,6 +37,10 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of data together, up to rounding in float64.
 
+        What is lost grows with the mean's distance from 0: ``mean`` is a float64 number, so its rounding, relative to
+        the deviation, is ``|mean| / deviation * 1e-16``. Thirty parts about 1e8, deviation 1, gave a variance good to
+        2e-11; about 1e4 or nearer, to 1e-14.
+
         With ``n = n_a + n_b`` and ``delta = mean_b - mean_a``::
 
             mean = mean_a + delta * n_b / n
@@ -52,9 +57,10 @@ class Moments:
             return self if self.count else other
         count = self.count + other.count
         weight = other.count / count
-        delta = other.mean - self.mean
-        var = (1.0 - weight) * self.var + weight * other.var + (1.0 - weight) * weight * delta * delta
-        return Moments(count, self.mean + weight * delta, var)
+        with np.errstate(all="ignore"):  # NaN and infinity in a channel
+            delta = other.mean - self.mean
+            var = (1.0 - weight) * self.var + weight * other.var + (1.0 - weight) * weight * delta * delta
+            return Moments(count, self.mean + weight * delta, var)
 
 
 def moments(x: ArrayLike, *, axis: int = 1) -> Moments:

@@ -82,11 +82,14 @@ def recalibrate(
     _state.assign_together([assignment for recorder in recorders for assignment in recorder.assignments()])
 
 
+_WRITTEN = ("running_mean", "running_var")
+
+
 class _Recorder:
     """Stands in for a layer's ``forward``: normalises with the batch's moments, and merges them."""
 
     def __init__(self, layer: BatchNorm) -> None:
-        layer._state()  # refuses replaced arrays that do not fit, before a pass that may be long
+        layer._state(written=_WRITTEN)  # refuses replaced arrays that do not fit, before a pass that may be long
         zeros = np.zeros(layer.num_features)
         self.layer = layer
         self.merged = Moments(0, zeros, zeros)
@@ -107,8 +110,7 @@ class _Recorder:
         batch = moments(x, axis=axis)
         if layer.nan_policy == "raise":
             check.finite("x", batch.mean)
-        with np.errstate(all="ignore"):  # infinity in a channel
-            self.merged = self.merged.merge(batch)
+        self.merged = self.merged.merge(batch)
         self.batches += batch.count > 0
         return batch
 
@@ -116,7 +118,7 @@ class _Recorder:
         """What the layer's state becomes."""
         count, mean, var = self.merged.count, self.merged.mean, self.merged.var
         correction = check.population(count, self.layer.correction)
-        state = self.layer._state()
+        state = self.layer._state(written=_WRITTEN)
         with np.errstate(all="ignore"):  # values out of float32's range
             return [
                 (state["running_mean"], mean.astype(state["running_mean"].dtype)),

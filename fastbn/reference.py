@@ -19,6 +19,7 @@ def _over(axis: int, ndim: int) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if i != axis % ndim)
 
 
+@np.errstate(all="ignore")
 def _spread(values: Any, axis: int, ndim: int) -> F:
     """(C,) values with the shape that broadcasts along the channel axis."""
     shape = [1] * ndim
@@ -27,6 +28,7 @@ def _spread(values: Any, axis: int, ndim: int) -> F:
     return spread
 
 
+@np.errstate(all="ignore")
 def moments(x: Any, *, axis: int = 1) -> tuple[F, F]:
     """``mean = sum(x) / m`` and ``var = sum((x - mean)**2) / m``, in two passes."""
     x = np.asarray(x, dtype=np.float64)
@@ -36,6 +38,7 @@ def moments(x: Any, *, axis: int = 1) -> tuple[F, F]:
     return mean, var
 
 
+@np.errstate(all="ignore")
 def normalize(x: Any, mean: Any, inv_std: Any, gamma: Any = 1.0, beta: Any = 0.0, *, axis: int = 1) -> F:
     """``x_hat = (x - mean) * inv_std`` and ``out = gamma * x_hat + beta``."""
     x = np.asarray(x, dtype=np.float64)
@@ -44,22 +47,26 @@ def normalize(x: Any, mean: Any, inv_std: Any, gamma: Any = 1.0, beta: Any = 0.0
     return out
 
 
+@np.errstate(all="ignore")
 def forward(x: Any, gamma: Any = 1.0, beta: Any = 0.0, *, eps: float = 1e-5, axis: int = 1) -> tuple[F, F, F]:
     """Algorithm 1: the output, the batch's mean and its biased variance."""
     mean, var = moments(x, axis=axis)
     return normalize(x, mean, 1.0 / np.sqrt(var + eps), gamma, beta, axis=axis), mean, var
 
 
+@np.errstate(all="ignore")
 def running(old: Any, batch: Any, momentum: float) -> F:
     """``(1 - momentum) * old + momentum * batch``."""
     return np.asarray((1.0 - momentum) * np.asarray(old, np.float64) + momentum * np.asarray(batch, np.float64))
 
 
+@np.errstate(all="ignore")
 def inference(x: Any, mean: Any, var: Any, gamma: Any = 1.0, beta: Any = 0.0, *, eps: float = 1e-5, axis: int = 1) -> F:
     """Algorithm 2: given statistics in place of the batch's."""
     return normalize(x, mean, 1.0 / np.sqrt(np.asarray(var, np.float64) + eps), gamma, beta, axis=axis)
 
 
+@np.errstate(all="ignore")
 def backward(dout: Any, x: Any, gamma: Any = 1.0, *, eps: float = 1e-5, axis: int = 1) -> tuple[F, F, F]:
     """The gradients in closed form: ``dx``, ``dgamma``, ``dbeta``."""
     x, dout = np.asarray(x, np.float64), np.asarray(dout, np.float64)
@@ -75,6 +82,7 @@ def backward(dout: Any, x: Any, gamma: Any = 1.0, *, eps: float = 1e-5, axis: in
     return dx, dgamma, dbeta
 
 
+@np.errstate(all="ignore")
 def backward_by_chain_rule(dout: Any, x: Any, gamma: Any = 1.0, *, eps: float = 1e-5, axis: int = 1) -> tuple[F, F, F]:
     """The same gradients step by step, as section 3 of the paper gives them."""
     x, dout = np.asarray(x, np.float64), np.asarray(dout, np.float64)

@@ -174,6 +174,7 @@ def test_no_home(tmp_path, variables):
     hits, misses, path, warnings = run(None, NO_HOME + CALL, cwd=tmp_path, **environment)
     assert (hits, misses, path) == (0, 2, "None")
     assert warnings_in(warnings) == warnings.count("anew: no folder") == 1
+    assert "(this user has no home); set NUMBA_CACHE_DIR to one" in warnings
     assert not list(tmp_path.iterdir())
 
 
@@ -201,6 +202,9 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, filled):
     os.chown(filled, STRANGER, STRANGER)
     _, misses, found, warnings = run(tmp_path)
     assert (misses, found, warnings_in(warnings)) == (2, "None", 1)
+    assert f"{filled} belongs to user {STRANGER}, this process runs as user root (0)" in warnings
+    assert f"NUMBA_CACHE_DIR is {tmp_path}" in warnings  # it is set: nobody is told to set it
+    assert "set NUMBA_CACHE_DIR" not in warnings
 
 
 @as_root
@@ -218,6 +222,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path, filled, mode):
     filled.chmod(mode)
     _, misses, found, warnings = run(tmp_path)
     assert (misses, found, warnings_in(warnings)) == (2, "None", 1)
+    assert f"others than its owner may write to {filled}, mode {mode:o}" in warnings
 
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")

@@ -141,6 +141,38 @@ def test_exhausted_memory(shape):
     assert run.returncode == 0, run.stderr
 
 
+def test_interrupts_while_saving(tmp_path):
+    """Wherever one comes, it comes out as itself; the old file or the new one is there, whole, and nothing beside it."""
+    layer, path = fastbn.BatchNorm1d(3), tmp_path / "layer.npz"
+    layer.save(path)
+    interrupted = before = 0
+    while interrupted_at_edge(interrupted, lambda: layer.save(path)):
+        interrupted += 1
+        assert [file.name for file in tmp_path.iterdir()] == ["layer.npz"]
+        loaded = fastbn.BatchNorm1d.load(path)
+        assert before <= loaded.num_batches_tracked <= layer.num_batches_tracked
+        before = loaded.num_batches_tracked
+        layer.num_batches_tracked += 1
+    assert interrupted > 100
+
+
+def test_interrupts_are_not_swallowed_by_an_except_clause(tmp_path, monkeypatch):
+    """In the middle of an array zipfile answers to one with an error of its own."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastbn.BatchNorm1d(3).save(tmp_path / "layer.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_while_saving_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fastbn.BatchNorm1d(3).save(tmp_path / "missing" / "layer.npz")
+
+
 SAVE_ON = """
 import sys, fastbn
 layer = fastbn.BatchNorm1d(20_000)

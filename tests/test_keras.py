@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _keras
+from fastbn.interop import keras as interop
 from tests.data_for_tests import same_bits, tensor
 from tests.origins.compare import Case, Layer, difference, differences, largest_differences
 from tests.origins.keras import KEPT_ARRAYS, KerasLayer, built, library, moved_over
@@ -58,8 +58,8 @@ def test_the_way_back(rng, scale, center, dtype):
 def test_every_key_and_default_is_known():
     layer = keras.layers.BatchNormalization()
     config = layer.get_config()
-    assert config.keys() <= _keras._DEFAULTS.keys() | _keras._IGNORED
-    for name, default in _keras._DEFAULTS.items():
+    assert config.keys() <= interop._DEFAULTS.keys() | interop._IGNORED
+    for name, default in interop._DEFAULTS.items():
         assert name == "dtype" or config.get(name, default) == default  # older ones know no renorm
     layer.build((None, 3))
     assert repr(fastbn.from_keras({}, layer.get_weights())) == repr(moved_over(layer))

@@ -25,6 +25,7 @@ from fastbn._validation.arrays import (
     variance,
     vector,
     vectors,
+    weight,
 )
 from fastbn._validation.options import (
     affine,
@@ -33,6 +34,7 @@ from fastbn._validation.options import (
     choice,
     correction,
     count,
+    counter,
     dimensions,
     divisor,
     eps,
@@ -40,6 +42,7 @@ from fastbn._validation.options import (
     float_dtype,
     instance,
     integer,
+    is_half,
     item,
     keys,
     layers,
@@ -65,6 +68,7 @@ __all__ = [
     "choice",
     "correction",
     "count",
+    "counter",
     "dimensional",
     "dimensions",
     "distinct",
@@ -76,6 +80,7 @@ __all__ = [
     "float_dtype",
     "instance",
     "integer",
+    "is_half",
     "item",
     "keys",
     "layer_axis",
@@ -103,4 +108,5 @@ __all__ = [
     "variance",
     "vector",
     "vectors",
+    "weight",
 ]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastbn._typing import Array
-from fastbn._validation.options import FLOATS, below, channel_axis, describe, require_float
+from fastbn._validation.options import FLOATS, HALF_HINT, below, channel_axis, describe, is_half, require_float
 
 _FLOAT32, _FLOAT64 = map(np.dtype, FLOATS)
 
@@ -23,8 +23,8 @@ def on_device(value: Any) -> bool:
         return False
 
 
-def _array(name: str, value: Any) -> Array:
-    """``value`` as a plain array of native float32 or float64, of any shape."""
+def _array(name: str, value: Any, *, widen: bool = False) -> Array:
+    """``value`` as a plain array of native float32 or float64, of any shape; half precision is widened if asked for."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
         return value  # first of all what nearly always comes
     if isinstance(value, np.ma.MaskedArray) or (
@@ -38,17 +38,29 @@ def _array(name: str, value: Any) -> Array:
     else:
         if on_device(value):  # NumPy would copy it, or would not know it
             raise TypeError(f"{name}: expected an array in host memory, as the others, got {type(value).__name__}")
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
-        except Exception as error:  # other libraries' objects raise what they like
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+        array = _converted(name, value, widen)
+    if widen and is_half(array.dtype):
+        with np.errstate(all="ignore"):  # a signaling NaN
+            return array.astype(np.float32)
     require_float(name, array.dtype)
     if array.dtype.isnative:
         return array
     with np.errstate(invalid="ignore"):  # a signaling NaN
         return array.astype(array.dtype.newbyteorder("="))
+
+
+def _converted(name: str, value: Any, widen: bool) -> Array:
+    """What NumPy makes of a list or of another library's array."""
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which PyTorch does not hand to NumPy
+        if not widen:
+            raise TypeError(f"{name}: expected dtype float32 or float64, got torch.bfloat16{HALF_HINT}")
+        value = value.detach().float()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+    except Exception as error:  # other libraries' objects raise what they like
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
 
 
 def _writable(name: str, value: Any) -> Array:
@@ -91,6 +103,15 @@ def dimensional(name: str, value: Any, *ndims: int) -> Array:
     if array.ndim not in ndims:
         raise ValueError(f"{name}: expected {' or '.join(map(str, ndims))} dimensions, got shape {array.shape}")
     return array
+
+
+def weight(name: str, value: Any, *ndims: int) -> tuple[Array, np.dtype[Any]]:
+    """A weight of one of several numbers of dimensions, half precision widened, and the dtype that it came in."""
+    if not isinstance(value, np.ndarray) and hasattr(value, "dtype") and not on_device(value):
+        value = _converted(name, value, widen=True)
+    array = dimensional(name, _array(name, value, widen=True), *ndims)
+    half = isinstance(value, np.ndarray) and is_half(value.dtype)
+    return array, value.dtype.newbyteorder("=") if half else array.dtype
 
 
 def tensor_like(name: str, value: Any, x: Array) -> Array:
@@ -159,16 +180,16 @@ def layer_axis(x: Any, axis: int, channels: int, ndims: tuple[int, ...] | None) 
 
 
 def vector(name: str, value: Any) -> Array:
-    """An array of one dimension."""
-    array = _array(name, value)
+    """An array of one dimension, to be read; half precision is widened."""
+    array = _array(name, value, widen=True)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
     return array
 
 
 def parameter(name: str, value: Any, channels: int) -> Array:
-    """A (C,) array of float32 or float64, to be read."""
-    array = _array(name, value)
+    """A (C,) array of float32 or float64, to be read; half precision is widened."""
+    array = _array(name, value, widen=True)
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), one value a channel, got {array.shape}")
     return array

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 FLOATS = (np.float32, np.float64)
-_HALVES = ("float16", "bfloat16")
+HALF_HINT = ": half precision is not built yet for tensors and for what is updated in place"
 
 
 def describe(value: object) -> str:
@@ -23,11 +23,16 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether it is float16, or the bfloat16 of ``ml_dtypes``."""
+    return dtype.name in ("float16", "bfloat16")
+
+
 def require_float(name: str, dtype: np.dtype[Any]) -> None:
     """A dtype that fastbn computes in."""
     if dtype.type in FLOATS:
         return
-    hint = ": half precision is not built yet" if dtype.name in _HALVES else ""
+    hint = HALF_HINT if is_half(dtype) else ""
     raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}{hint}")
 
 
@@ -191,11 +196,16 @@ def float_dtype(name: str, value: Any) -> np.dtype[Any]:
     return native
 
 
-def keys(name: str, given: Any, expected: Mapping[str, Any]) -> None:
-    """A mapping with exactly these keys."""
+def counter(name: str, value: Any) -> int:
+    """A whole number that is not negative, or an array of one, with no dimension or with one, as old states have it."""
+    return size(name, value[0] if getattr(value, "shape", None) == (1,) else value)
+
+
+def keys(name: str, given: Any, expected: Mapping[str, Any], optional: Set[str] = frozenset()) -> None:
+    """A mapping with exactly these keys, of which the optional ones may be missing."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{name}: expected a mapping, got {describe(given)}")
-    if given.keys() != expected.keys():
+    if given.keys() | (optional & expected.keys()) != expected.keys():
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got {sorted(map(str, given))}")
 
 
@@ -205,7 +215,7 @@ def subset(name: str, given: Any, expected: Set[str]) -> None:
         raise TypeError(f"{name}: expected a mapping, got {describe(given)}")
     unknown = sorted(map(str, given.keys() - expected))
     if unknown:
-        raise ValueError(f"{name}: expected no other keys than {sorted(expected)}, got {unknown}")
+        raise ValueError(f"{name}: got unknown keys {unknown}, expected no others than {sorted(expected)}")
 
 
 def item(name: str, given: Mapping[str, Any], key: str) -> Any:
@@ -228,8 +238,12 @@ def several(name: str, value: Any, kind: type) -> list[Any]:
 
 def instance(name: str, value: Any, *kinds: type) -> None:
     """An object of one of these classes."""
-    if not isinstance(value, kinds):
-        raise TypeError(f"{name}: expected a {' or '.join(kind.__name__ for kind in kinds)}, got {describe(value)}")
+    if isinstance(value, kinds):
+        return
+    names = [kind.__name__ for kind in kinds]
+    reloaded = type(value).__name__ in names
+    came = "one of a module that was imported again since" if reloaded else describe(value)
+    raise TypeError(f"{name}: expected a {' or '.join(names)}, got {came}")
 
 
 def layers(name: str, value: Any, kind: type) -> list[Any]:
@@ -237,7 +251,8 @@ def layers(name: str, value: Any, kind: type) -> list[Any]:
     result = several(name, [value] if isinstance(value, kind) else value, kind)
     for i, layer in enumerate(result):
         tracked = layer.track_running_stats
-        setting(f"{name}[{i}].track_running_stats", tracked, tracked, "True: there are running statistics to replace")
+        fits = layer.has_statistics
+        setting(f"{name}[{i}].track_running_stats", tracked, fits, "True: there are running statistics to replace")
     if not result or len(set(map(id, result))) < len(result):
         raise ValueError(f"{name}: expected at least one layer, and each of them once, got {describe(result)}")
     return result

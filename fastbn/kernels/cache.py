@@ -18,12 +18,14 @@ import functools
 import hashlib
 import os
 import pickle
+import pkgutil
 import platform
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numba
@@ -41,26 +43,67 @@ _OPTIONS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LLVM_REFPRUNE_PASS", "LOOP_VECT
 """Of Numba, those that change the code."""
 
 
-@functools.cache
+class _Place(NamedTuple):
+    """The cache folder, or the reason why there is none."""
+
+    path: Path | None
+    problem: str = ""
+
+
 def folder() -> Path | None:
-    """The cache folder, made if need be; ``None`` where there is none that this user owns and can read."""
+    """The cache folder, made if need be; ``None`` where there is none that can be trusted and used."""
+    return _place().path
+
+
+def problem() -> str:
+    """Why there is no cache folder; empty where there is one."""
+    return _place().problem
+
+
+@functools.cache
+def _place() -> _Place:
+    if source_stamp() is None:
+        return _Place(None, "fastbn's sources are not all files (a zip file, .pyc files alone, a packed application)")
+    given = config.CACHE_DIR
     try:
-        root = Path(config.CACHE_DIR).absolute() / "fastbn" if config.CACHE_DIR else _users_folder()
+        root = Path(given).absolute() / "fastbn" if given else _users_folder()
         path = root / f"{__version__}-numba{numba.__version__}-py{platform.python_version()}-{_cpu_name()}"
         for each in (*reversed(path.parents), path):
             each.mkdir(mode=0o700, exist_ok=True)
-        found = path.stat()
-    except (OSError, RuntimeError):
-        return None
-    others_write = os.name == "posix" and found.st_mode & 0o022
-    return path if _is_ours(found) and not others_write and os.access(path, os.R_OK | os.X_OK) else None
+        reason = _distrusted(path)
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+    if not reason:
+        return _Place(path)
+    advice = f"NUMBA_CACHE_DIR is {given}" if given else "set NUMBA_CACHE_DIR to one"
+    return _Place(None, f"no folder that is writable and owned by this user ({reason}); {advice}")
+
+
+def _distrusted(path: Path) -> str:
+    """Why a folder is not used; empty if it can be: its files are pickles, so its owner alone may write to it."""
+    found = path.stat()
+    if not _is_ours(found):
+        return f"{path} belongs to {_user(found.st_uid)}, this process runs as {_user(os.geteuid())}"
+    if os.name == "posix" and found.st_mode & 0o022:
+        return f"others than its owner may write to {path}, mode {stat.S_IMODE(found.st_mode):o}"
+    return "" if os.access(path, os.R_OK | os.X_OK) else f"{path} cannot be read"
+
+
+def _user(number: int) -> str:
+    """A user's name, if there is one, and number."""
+    import pwd  # POSIX alone has it
+
+    try:
+        return f"user {pwd.getpwuid(number).pw_name} ({number})"
+    except KeyError:
+        return f"user {number}"
 
 
 def _users_folder() -> Path:
     """The user's cache folder; without a home there is none, and never a shared one for temporary files."""
     path = Path(user_cache_dir("fastbn", appauthor=False))
     if not path.is_absolute():
-        raise RuntimeError("no home")
+        raise RuntimeError("this user has no home")
     return path
 
 
@@ -73,21 +116,31 @@ def _cpu_name() -> str:
 
 
 @functools.cache
-def source_stamp() -> bytes:
-    """A digest of all kernel modules: a change in a helper makes the kernels that call it stale."""
-    return _digest(sorted(Path(__file__).parent.glob("*.py")))
+def source_stamp() -> bytes | None:
+    """A digest of all kernel modules: a change in a helper makes the kernels that call it stale.
+
+    ``None`` where one of them is not there as a source file: then nothing tells old machine code from new.
+    """
+    here = Path(__file__).parent
+    names = ["__init__", *sorted(module.name for module in pkgutil.iter_modules([str(here)]))]
+    return _digest([here / f"{name}.py" for name in names])
 
 
 @functools.cache
-def _stamp_of(module: str) -> bytes:
+def _stamp_of(module: str) -> bytes | None:
     """The same together with the module that holds the function."""
-    return hashlib.sha256(source_stamp() + _digest([Path(module)])).digest()
+    kernels, own = source_stamp(), _digest([Path(module)])
+    return None if kernels is None or own is None else hashlib.sha256(kernels + own).digest()
 
 
-def _digest(paths: list[Path]) -> bytes:
+def _digest(paths: list[Path]) -> bytes | None:
+    """A digest of files; ``None`` if one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.name.encode() + path.read_bytes())
+        try:
+            digest.update(path.name.encode() + path.read_bytes())
+        except OSError:
+            return None
     return digest.digest()
 
 
@@ -101,11 +154,10 @@ def _target() -> str:
 class _KernelCache(NullCache):
     """The files of one function."""
 
-    def __init__(self, function: Any, path: Path) -> None:
-        module = Path(function.__code__.co_filename)
+    def __init__(self, function: Any, path: Path, stamp: bytes) -> None:
         self._folder = path
-        self._name = f"{module.stem}.{function.__qualname__}"
-        self._stamp = _stamp_of(str(module))
+        self._name = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}"
+        self._stamp = stamp
 
     @property
     def cache_path(self) -> str:
@@ -163,7 +215,7 @@ def _replacing(path: Path) -> Iterator[Any]:
 
 class _NoCache(NullCache):
     def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ARG002 - Numba's signature
-        _warn("no folder that is writable and owned by this user; set NUMBA_CACHE_DIR to one")
+        _warn(problem())
 
 
 _warned: list[str] = []
@@ -177,6 +229,9 @@ def _warn(problem: str) -> None:
 
 
 def attach(dispatcher: Any) -> None:
-    """Give a compiled function this cache."""
-    path = folder()
-    dispatcher._cache = _NoCache() if path is None else _KernelCache(dispatcher.py_func, path)
+    """Give a compiled function this cache; where there is none, it is compiled again in each process."""
+    path, stamp = folder(), _stamp_of(dispatcher.py_func.__code__.co_filename)
+    if path is None or stamp is None:
+        dispatcher._cache = _NoCache()
+    else:
+        dispatcher._cache = _KernelCache(dispatcher.py_func, path, stamp)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastbn import _validation as check
+from fastbn._typing import Array
+from fastbn.interop.onnx_values import OWN_DOMAIN, GraphValues, array_of, opset_of
 from fastbn.layers import BatchNorm
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 _INPUTS = ("scale", "B", "input_mean", "input_var")
 """ONNX's names for what fastbn calls gamma, beta, running_mean and running_var."""
+
+_LATEST_WITHOUT_A_MODEL = 15
+"""The operator set of a node that comes without its model."""
 
 
 class OnnxNode(NamedTuple):
@@ -26,71 +31,113 @@ class OnnxNode(NamedTuple):
     initializers: list[onnx.TensorProto]
 
 
+@overload
+def from_onnx(node: onnx.ModelProto) -> dict[str, BatchNorm]: ...
+
+
+@overload
 def from_onnx(
     node: onnx.NodeProto,
     initializers: Mapping[str, onnx.TensorProto | ArrayLike] | Iterable[onnx.TensorProto],
     *,
-    opset: int = 15,
-) -> BatchNorm:
-    """A layer that computes what an ONNX ``BatchNormalization`` node does.
+    opset: int = _LATEST_WITHOUT_A_MODEL,
+) -> BatchNorm: ...
+
+
+def from_onnx(
+    node: onnx.NodeProto | onnx.ModelProto,
+    initializers: Mapping[str, onnx.TensorProto | ArrayLike] | Iterable[onnx.TensorProto] | None = None,
+    *,
+    opset: int | None = None,
+) -> BatchNorm | dict[str, BatchNorm]:
+    """Layers that compute what ONNX ``BatchNormalization`` nodes do: all of a model's, or that of one node.
 
     ``epsilon`` is ``eps``. ``momentum`` is in ONNX the weight of the *old* running value, so the layer's is
     ``1 - momentum``. The running variance follows the biased one, so ``correction=0``. The channels are on axis 1.
 
     Parameters
     ----------
-    node : onnx.NodeProto
-        The node.
+    node : onnx.ModelProto or onnx.NodeProto
+        A model, which says by itself what its nodes' inputs and its operator set are; or a node.
     initializers : mapping or iterable
-        The node's scale, B, mean and variance by name, as arrays or ``onnx.TensorProto``; or an iterable of
+        With a node only: its scale, B, mean and variance by name, as arrays or ``onnx.TensorProto``; or an iterable of
         ``onnx.TensorProto``, such as ``model.graph.initializer``. It may hold others as well.
     opset : int
-        The version of the operator set that the model imports (``model.opset_import``). It decides what the
-        attributes are and what tells training from inference: ``training_mode`` from 14 on; the number of outputs from
-        7 on; ``is_test`` before.
+        With a node only, 15 by default: the version of the operator set that the model imports
+        (``model.opset_import``, domain ``""`` or ``"ai.onnx"``). It decides what the attributes are and what tells
+        training from inference: ``training_mode`` from 14 on; the number of outputs from 7 on; ``is_test`` before.
 
     Returns
     -------
-    BatchNorm
-        In training mode where the node is, else in evaluation mode. Its dtype is that of the initialisers, or the wider
-        one of both. ``eps`` and ``momentum`` are the node's float32 values: ``1e-5`` comes as 9.999999747378752e-06.
+    dict of str to BatchNorm, or BatchNorm
+        Of a model: the layer of each ``BatchNormalization`` node of its graph by the name of the node's first output,
+        in the graph's order. A node's inputs may be initialisers or ``Constant`` nodes, with ``Identity`` nodes
+        between. A layer is in training mode where its node is, else in evaluation mode. Its dtype is the widest of the
+        node's inputs, float32 at least. ``eps`` and ``momentum`` are the node's float32 values: ``1e-5`` comes as
+        9.999999747378752e-06.
 
     Raises
     ------
     ImportError
         If the ``onnx`` package is missing.
     TypeError
-        If ``node`` is no ``onnx.NodeProto``, or initialisers are not float32 or float64.
+        If ``node`` is neither, or initialisers are no floats.
     ValueError
         For nodes of another operator, with attributes or outputs that the opset does not know, or with ``spatial=0``
-        (statistics for each activation, before opset 9), and for initialisers that are missing or do not fit.
+        (statistics for each activation, before opset 9); for inputs that are missing, computed, or do not fit; for a
+        model that imports no operator set of ONNX's own.
+
+    Notes
+    -----
+    A layer of a single channel takes an ``x`` of one dimension, (N,), as the node does.
 
     References
     ----------
     ONNX operator ``BatchNormalization``, versions 1, 6, 7, 9, 14 and 15.
     """
     onnx = _package()
-    check.instance("node", node, onnx.NodeProto)
-    check.choice("node.domain", node.domain, ("", "ai.onnx"))
+    check.instance("node", node, onnx.NodeProto, onnx.ModelProto)
+    if isinstance(node, onnx.ModelProto):
+        for name, value in (("initializers", initializers), ("opset", opset)):
+            check.setting(name, value, value is None, "None with a model, which has its own")
+        return _layers_of(onnx, node)
+    if initializers is None:
+        raise TypeError("initializers: expected a mapping or an iterable with a node, got None")
+    check.choice("node.domain", node.domain, OWN_DOMAIN)
     check.choice("node.op_type", node.op_type, ("BatchNormalization",))
-    schema = onnx.defs.get_schema("BatchNormalization", check.positive("opset", opset), "")
-    attributes = _attributes(onnx, node, schema)
-    scale, *others = _parameters(onnx, node, initializers)
-    gamma = check.vector(*scale)
-    beta, mean, var = (check.parameter(name, value, gamma.size) for name, value in others)
-    eps = check.eps(attributes["epsilon"], zero=False)
-    check.variance(others[-1][0], var, eps)
-    layer = BatchNorm(
-        gamma.size,
-        eps=eps,
-        momentum=1.0 - check.momentum(attributes["momentum"]),
-        correction=0,
-        dtype=np.result_type(gamma, beta, mean, var),
+    if not isinstance(initializers, Mapping):
+        tensors = check.several("initializers", initializers, onnx.TensorProto)
+        initializers = {tensor.name: tensor for tensor in tensors}
+    given: Mapping[str, Any] = initializers
+    return _layer_of(
+        onnx,
+        node,
+        lambda name: check.item("initializers", given, name),
+        check.positive("opset", _LATEST_WITHOUT_A_MODEL if opset is None else opset),
     )
-    layer.gamma, layer.beta, layer.running_mean, layer.running_var = (
-        array.astype(layer.dtype) for array in (gamma, beta, mean, var)
-    )
-    return layer.train(_is_training(node, schema, attributes))
+
+
+class SingleChannelBatchNorm(BatchNorm):
+    """``BatchNorm`` of one channel that takes (N,) as well, as an ONNX node of one channel does."""
+
+    def forward(self, x: ArrayLike, *, out: Array | None = None) -> Array:
+        """``BatchNorm.forward``; (N,) is taken for (N, 1)."""
+        if np.ndim(x) != 1:
+            return super().forward(x, out=out)
+        result = super().forward(_column(x), out=None if out is None else _column(out))
+        return result.reshape(-1) if out is None else out
+
+    def backward(self, dout: ArrayLike, *, out: Array | None = None) -> Array:
+        """``BatchNorm.backward``; (N,) is taken for (N, 1)."""
+        if np.ndim(dout) != 1:
+            return super().backward(dout, out=out)
+        dx = super().backward(_column(dout), out=None if out is None else _column(out))
+        return dx.reshape(-1) if out is None else out
+
+
+def _column(values: Any) -> Any:
+    """(N,) as (N, 1): a view of an array."""
+    return np.asarray(values)[:, np.newaxis] if isinstance(values, np.ndarray | list | tuple) else values
 
 
 def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "y") -> OnnxNode:
@@ -135,7 +182,8 @@ def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "
     for argument, value in (("name", name), ("x", x), ("y", y)):
         check.instance(argument, value, str)
     tracked, momentum, correction = bn.track_running_stats, bn.momentum, bn.correction
-    check.setting("bn.track_running_stats", tracked, tracked, "True: a node always has statistics")
+    fits = bn.has_statistics and (tracked or not bn.training)
+    check.setting("bn.track_running_stats", tracked, fits, "True: a node always has statistics")
     check.setting("bn.axis", bn.axis, bn.axis == 1, "1, where ONNX has the channels")
     range32 = np.finfo(np.float32)
     fits = float(range32.smallest_subnormal) <= bn.eps <= float(range32.max)
@@ -172,6 +220,39 @@ def _package() -> ModuleType:
     return package
 
 
+def _layers_of(onnx: ModuleType, model: onnx.ModelProto) -> dict[str, BatchNorm]:
+    """The layers of a model's graph by the names of their nodes' first outputs."""
+    nodes = [node for node in model.graph.node if node.op_type == "BatchNormalization" and node.domain in OWN_DOMAIN]
+    values = GraphValues(onnx, model.graph)
+    return {node.output[0]: _layer_of(onnx, node, values, opset_of(model)) for node in nodes}
+
+
+def _layer_of(onnx: ModuleType, node: onnx.NodeProto, value_of: Callable[[str], Any], opset: int) -> BatchNorm:
+    """The layer of one node, whose inputs' values ``value_of`` finds by their names."""
+    schema = onnx.defs.get_schema("BatchNormalization", opset, "")
+    attributes = _attributes(onnx, node, schema)
+    inputs = len(node.input)
+    check.setting("node.input", inputs, inputs == 1 + len(_INPUTS), "5: x, scale, B, mean and variance")
+    labels = [f"initializers[{name!r}]" for name in node.input[1:]]
+    found = [array_of(onnx, label, value_of(name)) for label, name in zip(labels, node.input[1:], strict=True)]
+    gamma = check.vector(labels[0], found[0])
+    others = zip(labels[1:], found[1:], strict=True)
+    beta, mean, var = (check.parameter(label, value, gamma.size) for label, value in others)
+    eps = check.eps(attributes["epsilon"], zero=False)
+    check.variance(labels[-1], var, eps)
+    layer = (SingleChannelBatchNorm if gamma.size == 1 else BatchNorm)(
+        gamma.size,
+        eps=eps,
+        momentum=1.0 - check.momentum(attributes["momentum"]),
+        correction=0,
+        dtype=np.result_type(gamma, beta, mean, var),
+    )
+    layer.gamma, layer.beta, layer.running_mean, layer.running_var = (
+        array.astype(layer.dtype) for array in (gamma, beta, mean, var)
+    )
+    return layer.train(_is_training(node, schema, attributes))
+
+
 def _attributes(onnx: ModuleType, node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
     """The node's attributes, with the defaults of its opset."""
     value_of = onnx.helper.get_attribute_value
@@ -197,21 +278,3 @@ def _is_training(node: onnx.NodeProto, schema: Any, attributes: Mapping[str, Any
         most = most if training else 1
     check.setting("node.output", outputs, outputs <= most, f"at most {most}, of a node with {training=}")
     return training
-
-
-def _parameters(onnx: ModuleType, node: onnx.NodeProto, initializers: Any) -> list[tuple[str, Any]]:
-    """Scale, B, mean and variance, each with a name for messages."""
-    if not isinstance(initializers, Mapping):
-        tensors = check.several("initializers", initializers, onnx.TensorProto)
-        initializers = {tensor.name: tensor for tensor in tensors}
-    inputs = len(node.input)
-    check.setting("node.input", inputs, inputs == 1 + len(_INPUTS), "5: x, scale, B, mean and variance")
-    parameters = []
-    for name in node.input[1:]:
-        value = check.item("initializers", initializers, name)
-        if isinstance(value, onnx.TensorProto):
-            location = value.data_location
-            check.setting(f"initializers[{name!r}].data_location", location, not location, "0: data that are loaded")
-            value = onnx.numpy_helper.to_array(value)
-        parameters.append((f"initializers[{name!r}]", value))
-    return parameters

@@ -79,7 +79,8 @@ def from_keras(config: Mapping[str, Any], weights: Sequence[ArrayLike]) -> Batch
     Parameters
     ----------
     config : mapping
-        From ``get_config()``, of Keras 3 or 2. What is missing has Keras' default; without a ``dtype`` it is that of
+        From ``get_config()``, of Keras 3 or 2, or the layer as ``keras.layers.serialize`` gives it, with that in its
+        ``"config"``. What is missing has Keras' default; without a ``dtype`` it is that of
         the weights. Names, initializers, regularizers and constraints are not kept: what of them acts, does so in the
         training loop. ``synchronized`` is not kept either: a layer of fastbn's knows its own process only.
     weights : sequence of (C,) arrays
@@ -100,6 +101,7 @@ def from_keras(config: Mapping[str, Any], weights: Sequence[ArrayLike]) -> Batch
         For dtype policies other than float32 and float64, mixed precision included, for several axes, for weights
         that would lose precision in the layer's dtype, and for values of other kinds.
     """
+    config = _own_config(config)
     check.subset("config", config, {*_DEFAULTS, *_IGNORED})
     options = {**_DEFAULTS, **config}
     check.setting("config['renorm']", options["renorm"], not options["renorm"], "False: fastbn has no renormalization")
@@ -157,7 +159,9 @@ def to_keras(bn: BatchNorm) -> tuple[dict[str, Any], list[Array]]:
     """
     check.instance("bn", bn, BatchNorm)
     tracked, momentum, correction = bn.track_running_stats, bn.momentum, bn.correction
-    check.setting("bn.track_running_stats", tracked, tracked, "True: Keras' layer always has moving statistics")
+    check.setting(
+        "bn.track_running_stats", tracked, bn.has_statistics, "True: Keras' layer always has moving statistics"
+    )
     check.setting("bn.momentum", momentum, momentum is not None, "a number: Keras has no cumulative average")
     check.setting("bn.correction", correction, correction == 0, "0: Keras' moving variance is biased")
     state = bn.state_dict()
@@ -175,7 +179,19 @@ def to_keras(bn: BatchNorm) -> tuple[dict[str, Any], list[Array]]:
     return config, [array.astype(bn.dtype) for array in state.values()]
 
 
+def _own_config(config: Any) -> Any:
+    """The layer's own config, also where it comes inside of a serialised layer."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("config"), Mapping):
+        return config
+    name = config.get("class_name", "BatchNormalization")
+    known = isinstance(name, str) and name.rpartition(">")[2].startswith("BatchNormalization")
+    check.setting("config['class_name']", name, known, "'BatchNormalization'")
+    return config["config"]
+
+
 def _axis(value: Any) -> int:
     """Keras 2 gives a list of one axis."""
-    alone = isinstance(value, list | tuple) and len(value) == 1
-    return check.integer("config['axis']", value[0] if alone else value)
+    if not isinstance(value, list | tuple):
+        return check.integer("config['axis']", value)
+    check.setting("config['axis']", value, len(value) == 1, "one axis: fastbn has no statistics over several")
+    return check.integer("config['axis']", value[0])
