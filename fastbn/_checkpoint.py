@@ -58,8 +58,7 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], state: Mappin
 def _write_whole(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write a new archive, and wait until it is on the disk."""
     # Not tempfile, whose files only their owner may read: this one is to have the rights of any new file.
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(handle, "wb") as file:
+    with path.open("xb") as file:
         np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn import _far
 from fastbn._dispatch import Plan, plan
 from fastbn._layout import Layout
 from fastbn._typing import Array, Float64Array
@@ -85,6 +86,16 @@ def scale(x: Array, axis: int, values: Array, out: Array | None, *, like: Array 
     return result
 
 
+def normalize(
+    x: Array, axis: int, mean: Array, inv_std: Array, gamma: Array | None, beta: Array | None, out: Array | None
+) -> Array:
+    """``(x - mean) * inv_std * gamma + beta``; ``out`` may be ``x``."""
+    far = _far.normalized(x, axis, mean, inv_std, gamma, beta)
+    result = scale(x, axis, affine(x.dtype, mean, inv_std, gamma, beta), out)
+    _far.put(far, result, axis)
+    return result
+
+
 def inference(
     x: Array,
     axis: int,
@@ -103,16 +114,22 @@ def inference(
     mean, var, gamma, beta = _alike(mean, var, gamma, beta)
     layout, how = _route(x, axis)
     statistics = np.empty((2, channels))
+    far = _far.normalized(x, axis, mean, inv_std_of(float64(var), eps), gamma, beta)
     if how is not None and how.small:
         result, target = _output(layout, x, out)
         tensors = layout.load(x), layout.flat(target)
         least = small.inference(tensors[0], layout.shape, mean, var, eps, gamma, beta, tensors[1], *statistics)
         if not least < -eps:
             _deliver(target, result)
+            _far.put(far, result, axis)
         return result, statistics, least
     values = np.empty((3, channels), x.dtype)
     least = coefficients.affine_of_var(mean, var, eps, gamma, beta, statistics[0], statistics[1], values)
-    return x if least < -eps else scale(x, axis, values, out), statistics, least
+    if least < -eps:
+        return x, statistics, least
+    result = scale(x, axis, values, out)
+    _far.put(far, result, axis)
+    return result, statistics, least
 
 
 def batch_stats(x: Array, axis: int) -> tuple[Float64Array, Float64Array]:
@@ -143,6 +160,7 @@ def forward(
         how.parallel, tensors[0], how.shape, how.segments, eps, *parameters, tensors[1], mean, var, inv_std, streaming
     )
     _deliver(target, result)
+    _far.put(_far.normalized(x, axis, mean, inv_std, gamma, beta), result, axis)
     return result, statistics
 
 
@@ -174,9 +192,11 @@ def backward_input(
         tensors = layout.load(dout), layout.load(x), layout.flat(target)
         values = np.empty((4, mean.size), x.dtype)
         coefficients.gradient(mean, inv_std, _float64(gamma, mean.size, 1.0), *sums, count, values)
-        dout, x, dx = tensors
-        how.kernels.backward_input(how.parallel, dout, x, how.shape, values, dx, how.stream_dx[threads_usable()])
+        far = _far.differentiated(dout, x, axis, mean, inv_std, gamma, sums, count)
+        streaming = how.stream_dx[threads_usable()]
+        how.kernels.backward_input(how.parallel, *tensors[:2], how.shape, values, tensors[2], streaming)
         _deliver(target, result)
+        _far.put(far, result, axis)
     return result
 
 
@@ -199,6 +219,9 @@ def backward(
     scale = _float64(gamma, mean.size, 1.0)
     streaming = how.stream_dx[threads_usable()]
     kernel = how.kernels.backward if how.at_once else how.kernels.backward_in_phases
+    if _far.is_far(x.dtype, mean):  # dx may be dout, which the sums need and the far channels, too
+        sums = backward_sums(dout, x, axis, mean, inv_std)
+        return backward_input(dout, x, axis, mean, inv_std, gamma, sums, x.size // mean.size, out), sums
     kernel(how.parallel, *inputs, how.shape, how.segments, mean, inv_std, scale, *sums, dx, streaming)
     _deliver(target, result)
     return result, sums

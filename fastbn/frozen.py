@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbn import _engine
+from fastbn import _engine, _far
 from fastbn import _validation as check
 from fastbn._typing import Array, Float64Array
 from fastbn.kernels import calls
@@ -70,7 +70,9 @@ class FrozenBatchNorm:
         self.gamma = _read_only(ones if gamma is None else gamma)
         self.beta = _read_only(zeros if beta is None else beta)
         parameters = self.mean, self.inv_std, self.gamma, self.beta
-        self._coefficients = {np.dtype(dtype): _engine.affine(dtype, *parameters) for dtype in (np.float32, np.float64)}
+        dtypes = [np.dtype(dtype) for dtype in (np.float32, np.float64)]
+        self._coefficients = {dtype: _engine.affine(dtype, *parameters) for dtype in dtypes}
+        self._near = {dtype for dtype in dtypes if not _far.is_far(dtype, self.mean)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a pickle or a deep copy, whose arrays are writable at first."""
@@ -92,12 +94,14 @@ class FrozenBatchNorm:
         x, axis = check.features(x, self.axis, self.num_features, self.ndims)
         if out is not None:
             out = check.out_like("out", out, x, may_be=x)
+        if _far.is_far(x.dtype, self.mean):
+            return _engine.normalize(x, axis, self.mean, self.inv_std, self.gamma, self.beta, out)
         return _engine.scale(x, axis, self._coefficients[x.dtype], out)
 
     def _quick(self, x: Any, out: Array | None) -> Array | None:
         """``x`` normalised in one compiled call; ``None`` where anything is out of the ordinary."""
         way = calls.WAY[0](x, self.axis, self.num_features, 1)
-        if way < 0 or not (self.ndims is None or x.ndim in self.ndims):
+        if way < 0 or not (self.ndims is None or x.ndim in self.ndims) or x.dtype not in self._near:
             return None
         result = np.empty_like(x) if out is None else out
         arguments = x, self.axis, self._coefficients[x.dtype], result, 1, 0

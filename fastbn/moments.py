@@ -37,9 +37,8 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of data together, up to rounding in float64.
 
-        What is lost grows with the mean's distance from 0: ``mean`` is a float64 number, so its rounding, relative to
-        the deviation, is ``|mean| / deviation * 1e-16``. Thirty parts about 1e8, deviation 1, gave a variance good to
-        2e-11; about 1e4 or nearer, to 1e-14.
+        ``mean`` is a float64 number, whose rounding is up to ``1e-16 * |mean|``: in deviations, that bounds the relative
+        error that merging adds to ``var``. Thirty parts about 1e8, deviation 1, gave 7e-10.
 
         With ``n = n_a + n_b`` and ``delta = mean_b - mean_a``::
 
@@ -144,7 +143,7 @@ def normalize(
     gamma = check.optional_parameter("gamma", gamma, channels)
     beta = check.optional_parameter("beta", beta, channels)
     out = check.out_like("out", out, x, may_be=x, mean=mean, inv_std=inv_std, gamma=gamma, beta=beta)
-    return _engine.scale(x, axis, _engine.affine(x.dtype, mean, inv_std, gamma, beta), out)
+    return _engine.normalize(x, axis, mean, inv_std, gamma, beta, out)
 
 
 def backward_sums(

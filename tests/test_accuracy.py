@@ -82,3 +82,54 @@ def test_a_channel_of_many_values():
     exact = x.astype(np.float64)
     np.testing.assert_allclose(moments.mean, exact.mean(), rtol=1e-12)
     np.testing.assert_allclose(moments.var, exact.var(), rtol=1e-9)
+
+
+def exact_moments(x):
+    """In the widest floats that NumPy has."""
+    x = np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).astype(np.longdouble)
+    mean = x.mean(1)
+    return mean, ((x - mean[:, None]) ** 2).mean(1)
+
+
+def variance_error(x):
+    return float(np.abs(fastbn.moments(x).var / exact_moments(x)[1] - 1).max())
+
+
+@pytest.mark.parametrize("rows", [3_000_017, 3_000_000])
+def test_millions_of_rows(rows):
+    """However many there are: a prime number of rows cannot be folded into longer ones."""
+    x = np.random.default_rng(0).standard_normal((rows, 3), dtype=np.float32) + np.float32(24)
+    assert variance_error(x) < 1e-14
+    dout = np.random.default_rng(1).standard_normal((rows, 3), dtype=np.float32)
+    cache = fastbn.forward(x).cache
+    sums = np.array(fastbn.backward_sums(dout, x, cache.mean, cache.inv_std))
+    x_hat = (x.astype(np.longdouble) - cache.mean) * cache.inv_std
+    exact = np.array([dout.sum(0, dtype=np.longdouble), (dout * x_hat).sum(0)])
+    assert np.abs(sums - exact).max() / rows < 1e-15
+
+
+OUTLIERS = {
+    "a zero": 0.0,
+    "a large number": 1e8,
+    "a negative one": -3e5,
+}
+
+
+@pytest.mark.parametrize("outlier", OUTLIERS)
+@pytest.mark.parametrize("shape", [(100_000, 4), (4, 4, 160, 160), (64, 40, 6, 6), (2, 64, 17, 19)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_outlier_as_the_first_value(shape, outlier, dtype):
+    """What a block is summed about is not taken from a single value."""
+    x = (np.random.default_rng(0).standard_normal(shape) + 1e4).astype(dtype)
+    x[(0, slice(None)) + (0,) * (len(shape) - 2)] = OUTLIERS[outlier]
+    assert variance_error(x) < 2e-13
+
+
+def test_merging_is_good_to_the_means_rounding():
+    """As the docstring of ``merge`` says: the rounding of the means, in deviations, of thirty parts."""
+    for center in (1e8, 1e4, 0.0):
+        x = np.random.default_rng(0).standard_normal((3000, 4)) + center
+        merged = fastbn.moments(x[:100])
+        for start in range(100, 3000, 100):
+            merged = merged.merge(fastbn.moments(x[start : start + 100]))
+        assert float(np.abs(merged.var / exact_moments(x)[1] - 1).max()) < 1e-16 * center + 1e-14

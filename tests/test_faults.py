@@ -141,8 +141,9 @@ def test_exhausted_memory(shape):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zipfile's own, of what it left
 def test_interrupts_while_saving(tmp_path):
-    """Wherever one comes, it comes out as itself; the old file or the new one is there, whole, and nothing beside it."""
+    """Wherever one comes, it comes out as itself, and leaves the old file or the new one, whole and alone."""
     layer, path = fastbn.BatchNorm1d(3), tmp_path / "layer.npz"
     layer.save(path)
     interrupted = before = 0

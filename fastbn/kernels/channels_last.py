@@ -44,11 +44,11 @@ from fastbn.kernels.twins import IS_PARALLEL, kernel
 @kernel
 def batch_stats(x: Array, shape: Matrix, segments: int, mean: Float64Array, var: Float64Array) -> None:
     """Mean and biased variance of each channel. Reads x once."""
-    channels, inner = shape[2], shape[3]
+    rows, tile, channels, inner = shape
     chunks = sum_chunks_of(shape, segments, IS_PARALLEL)
     sums, merges = segments * chunks, channel_tasks(channels)
     origin = empty((channels,), np.float64)
-    pivots(data(x), 0, channels, inner, data(origin))
+    pivots(data(x), 0, tile * channels * inner, rows, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     shares = deal(2, max(sums, merges))
     for worker in prange(len(shares[0])):
@@ -100,7 +100,7 @@ def forward(
     count = np.float64(rows * inner * tile)
     chunks = chunks_of(shape)
     origin = empty((channels,), np.float64)
-    pivots(data(x), 0, channels, inner, data(origin))
+    pivots(data(x), 0, tile * channels * inner, rows, channels, inner, data(origin))
     shares = deal(1, chunks)
     for worker in prange(len(shares[0])):
         own = signed(worker)
@@ -136,11 +136,11 @@ def forward_in_phases(
     streaming: bool,
 ) -> None:
     """``batch_stats``, then ``normalize``: the same bits. Reads x twice, writes out once."""
-    channels, inner = shape[2], shape[3]
+    rows, tile, channels, inner = shape
     chunks, written, blocks = sum_chunks_of(shape, segments, IS_PARALLEL), output_chunks_of(shape), row_blocks_of(shape)
     sums, merges, outputs = segments * chunks, channel_tasks(channels), blocks * written
     origin = empty((channels,), np.float64)
-    pivots(data(x), 0, channels, inner, data(origin))
+    pivots(data(x), 0, tile * channels * inner, rows, channels, inner, data(origin))
     parts = segments_of(segments, channels)
     coefficients = empty((3, channels), x.dtype)
     shares = deal(3, max(sums, outputs))

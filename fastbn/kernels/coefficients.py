@@ -12,7 +12,7 @@ from fastbn._typing import Address, Address2, Address3, Address4, Array, Float64
 from fastbn.kernels.addresses import data, offset, read, write
 from fastbn.kernels.formulas import affine1, gradient1, inv_std1
 from fastbn.kernels.jit import inner, small
-from fastbn.kernels.lanes import least_of, lesser, spread_doubles
+from fastbn.kernels.lanes import greater, if_zero, least_of, lesser, reach, spread_doubles
 from fastbn.kernels.loads import load_first_doubles
 from fastbn.kernels.registers import DOUBLES
 from fastbn.kernels.stores import store_first
@@ -158,6 +158,18 @@ def statistics_channels(
         least = lesser(load_first_doubles(var, c, n, np.inf), least)
     inv_std_channels(0, channels, var, eps, inv_std)
     return least_of(least)
+
+
+@inner
+def is_near(x: Address, mean: Address, channels: int) -> bool:
+    """Whether no finite mean is out of ``reach`` of the dtype of ``x``."""
+    none = spread_doubles(0.0)
+    farthest = none
+    for c in range(0, channels, DOUBLES):
+        value = load_first_doubles(mean, c, min(DOUBLES, channels - c), 0.0)
+        value = if_zero(value - value, value, none)
+        farthest = greater(greater(value, none - value), farthest)
+    return -least_of(none - farthest) <= reach(x)
 
 
 @small

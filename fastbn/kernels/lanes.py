@@ -51,6 +51,17 @@ def rounded(typingctx: Any, x: Any, value: Any) -> Any:
     return value(x, value), codegen
 
 
+REACH = {4: 2.0**102, 8: 2.0**969}
+"""By the size of a value: the largest mean from which no finite number is too far to subtract it (see ``_far``)."""
+
+
+@instruction(lambda x: REACH[x.itemsize])
+def reach(typingctx: Any, x: Any) -> Any:
+    """``REACH`` of the dtype of ``x``."""
+    limit = REACH[x.dtype.bitwidth // 8]
+    return types.float64(x), lambda context, builder, sig, args: context.get_constant(types.float64, limit)
+
+
 @instruction(lambda value: np.asarray(np.where(value < 0.0, 0.0, value))[()])
 def not_negative(typingctx: Any, value: Any) -> Any:
     """float64 values, or lanes, with zeros for the negative ones; NaN passes."""
@@ -147,18 +158,25 @@ def blend(typingctx: Any, n: Any, a: Any, b: Any) -> Any:
     return a(types.intp, a, a), codegen
 
 
-@instruction(lambda values, others: np.asarray(np.where(values < others, values, others))[()])
-def lesser(typingctx: Any, values: Any, others: Any) -> Any:
-    """The lesser of each two lanes of float64; the other one where the first is NaN."""
+def _choosing(order: str, interpreted: Callable[[Any, Any], Any]) -> Any:
+    def typing(typingctx: Any, values: Any, others: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return each(builder, lambda a, b: _chosen(builder, order, a, b), *args)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return each(builder, lambda a, b: _lesser(builder, a, b), *args)
+        return values(values, values), codegen
 
-    return values(values, values), codegen
+    return instruction(interpreted)(typing)
 
 
-def _lesser(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+def _chosen(builder: Any, order: str, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(order, a, b), a, b)
+
+
+lesser = _choosing("<", lambda values, others: np.asarray(np.where(values < others, values, others))[()])
+"""The lesser of each two float64 values or lanes; the other one where one of them is NaN."""
+
+greater = _choosing(">", lambda values, others: np.asarray(np.where(values > others, values, others))[()])
+"""The greater of each two; the other one where one of them is NaN."""
 
 
 def _fold(builder: Any, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
@@ -180,6 +198,6 @@ def least_of(typingctx: Any, values: Any) -> Any:
     """The least of all lanes, none of which is NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _fold(builder, args[0], lambda a, b: _lesser(builder, a, b))
+        return _fold(builder, args[0], lambda a, b: _chosen(builder, "<", a, b))
 
     return values.dtype(values), codegen

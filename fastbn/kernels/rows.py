@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbn._typing import Address, Address2, Scalar, Shape3
 from fastbn.kernels.addresses import offset, read, stack, write
-from fastbn.kernels.formulas import block_moments1, mean_var1, merge_moments1, pivot1
+from fastbn.kernels.formulas import block_moments1, mean_var1, merge_moments1, middle1, pivot1
 from fastbn.kernels.jit import inlined, inner, shared, with_globals
 from fastbn.kernels.lanes import plus, spread_doubles, sum_of
 from fastbn.kernels.loads import load_doubles, load_first_doubles, width
@@ -35,6 +35,7 @@ GROUPS = 32  # the fewest groups, as far as there are channels: they are what is
 STRIP = 256  # values that are summed at a time, of tensors of
 LAGGING = 1 << 19  # so many, where the output of the group before is written meanwhile (see ``lagging``). STRIP of 512
 # or 1024: as long; of 128: 1.0 to 1.1 times. Tensors of 0.2 to 1.6 MB: forward 1.05 to 1.3 times as long, backward 1.1
+PIVOTS = 15  # values from the first to the last of those that a block's pivot is chosen from
 BLOCK = 4096  # values that share one pivot; also the longest run that is summed without a merge
 PAIR = 2 * DOUBLES  # values that are summed side by side, so that no addition waits for the one before it. Four times
 # DOUBLES, and sums of a run that begin with zero: forward of 32x512x7x7 1.05 to 1.1 times as long, backward 1.05
@@ -126,6 +127,18 @@ def _add_squares(
 
 
 @inner
+def _pivot_of(x: Address, first: int, length: int) -> float:
+    """The pivot of a block that begins with a run of this length: of three values of its first cache lines.
+
+    Lines further on would have to be waited for.
+    """
+    last = first + min(length - 1, PIVOTS)
+    return pivot1(
+        middle1(np.float64(read(x, first)), np.float64(read(x, (first + last) // 2)), np.float64(read(x, last)))
+    )
+
+
+@inner
 def origin_of(x: Address, shape: Shape3, c: int) -> float:
     """What the moments of a channel are about: the pivot of its first value."""
     return pivot1(read(x, c * shape[2]))
@@ -179,7 +192,7 @@ def moments_body(
         last = min(first + rows, outer)
         length = min(BLOCK, inner - k * BLOCK)
         for c in range(right - left):
-            write(pivot, c, pivot1(read(x, (first * channels + left + c) * inner + k * BLOCK)))
+            write(pivot, c, _pivot_of(x, (first * channels + left + c) * inner + k * BLOCK, length))
             store(values, c * DOUBLES, spread_doubles(0.0))
             store(squares, c * DOUBLES, spread_doubles(0.0))
         for n in range(first, last):
