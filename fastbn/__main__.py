@@ -55,7 +55,7 @@ def _vector_bits() -> int:
 
 
 def warmup(jobs: int) -> None:
-    """Compile every kernel for float32 and float64, as both twins, and leave them in the cache folder."""
+    """Compile every kernel, and leave them in the cache folder of the user who runs this: the one who will use them."""
     start = time.perf_counter()
     total = len(_warmup.work())
     for done, name in enumerate(_warmup.compiled(jobs), 1):

@@ -62,7 +62,7 @@ class BatchNorm:
     axis : int
         The channel axis.
     eps : float
-        Added to the variance; above 0.
+        Added to the variance; above 0. It may be set to 0 afterwards, for evaluation; training then refuses it.
     momentum : float or None
         Weight of a batch in the running statistics, 0 to 1. ``None`` is the cumulative average: weight
         ``1 / num_batches_tracked``.
@@ -114,7 +114,7 @@ class BatchNorm:
     dtype: np.dtype[Any] = cast(Any, FixedOption(lambda _, value: check.float_dtype("dtype", value)))
     device: str = cast(Any, FixedOption(lambda _, value: check.choice("device", value, ("cpu", "cuda"))))
     axis: int = cast(Any, Option(lambda _, value: check.integer("axis", value)))
-    eps: float = cast(Any, Option(lambda _, value: check.eps(value, zero=False)))
+    eps: float = cast(Any, Option(lambda _, value: check.eps(value, zero=True)))
     momentum: float | None = cast(Any, Option(lambda _, value: None if value is None else check.momentum(value)))
     correction: float = cast(Any, Option(lambda _, value: check.correction(value)))
     training: bool = cast(Any, Option(lambda _, value: check.flag("training", value)))
@@ -145,7 +145,7 @@ class BatchNorm:
     ) -> None:
         self.num_features = num_features
         self.axis = axis
-        self.eps = eps
+        self.eps = check.eps(eps, zero=False)
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
@@ -417,7 +417,8 @@ class BatchNorm:
             if config["format"] != 1 or config["class"] != cls.__name__:
                 raise ValueError(f"it holds a {config['class']}, format {config['format']}")
             _checkpoint.require_arrays(state, config["options"])
-            layer = cls(**config["options"], device=device)
+            layer = cls(**{**config["options"], "eps": 1.0}, device=device)
+            layer.eps = config["options"]["eps"]
             layer.load_state_dict(state)
             if "tracking" in config:
                 layer.track_running_stats = config["tracking"]

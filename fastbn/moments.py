@@ -37,8 +37,8 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of data together, up to rounding in float64.
 
-        ``mean`` is a float64 number, whose rounding is up to ``1e-16 * |mean|``: in deviations, that bounds the relative
-        error that merging adds to ``var``. Thirty parts about 1e8, deviation 1, gave 7e-10.
+        ``mean`` is a float64 number, whose rounding is up to ``1e-16 * |mean|``: in deviations, that bounds the
+        relative error that merging adds to ``var``. Thirty parts about 1e8, deviation 1, gave 7e-10.
 
         With ``n = n_a + n_b`` and ``delta = mean_b - mean_a``::
 

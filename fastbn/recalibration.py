@@ -39,8 +39,8 @@ def recalibrate(
     layers : BatchNorm or iterable of BatchNorm
         The layers to recalibrate, with running statistics; each brings its ``correction``.
     batches : iterable
-        Gone over once. Without ``run``, the layer's inputs, arrays as ``BatchNorm.forward`` takes them; else whatever
-        ``run`` takes.
+        Gone over once. Without ``run``, the layer's inputs, which have to be arrays: an ``(x, y)`` of a data loader is
+        refused. With ``run``, whatever that takes.
     run : callable, optional
         Called with each batch: runs the network, in which the layers are called as ever. It may be left out for a
         single layer, which then takes the batches itself.
@@ -75,10 +75,13 @@ def recalibrate(
     check.batches("batches", batches, run, len(recorders))
     shown = _with_progress(batches, None if progress is None else check.flag("progress", progress))
     if run is None:
-        for batch in shown:
+        for number, batch in enumerate(shown):
+            check.array_batch(f"batches[{number}]", batch)
             recorders[0].record(batch)
     else:
         _record(recorders, shown, run)
+    for number, recorder in enumerate(recorders):
+        check.population(f"layers[{number}], {recorder.layer!r}", recorder.merged.count, recorder.layer.correction)
     _state.assign_together([assignment for recorder in recorders for assignment in recorder.assignments()])
 
 
@@ -117,7 +120,7 @@ class _Recorder:
     def assignments(self) -> list[_state.Assignment]:
         """What the layer's state becomes."""
         count, mean, var = self.merged.count, self.merged.mean, self.merged.var
-        correction = check.population(count, self.layer.correction)
+        correction = self.layer.correction
         state = self.layer._state(written=_WRITTEN)
         with np.errstate(all="ignore"):  # values out of float32's range
             return [

@@ -463,3 +463,13 @@ def test_inference_needs_statistics(rng, missing):
     statistics = {"running_mean": np.zeros(3), "running_var": np.ones(3), missing: None}
     with pytest.raises(TypeError, match=f"^{missing}: expected dtype float32 or float64, got object"):
         fastbn.inference(tensor(rng, (4, 3)), **statistics)
+
+
+def test_a_cache_of_a_module_that_was_imported_again(rng):
+    """In notebooks: the class has the same name, and is another."""
+    cache = fastbn.forward(tensor(rng, (4, 3))).cache
+    other = type("Cache", (), {})()
+    with pytest.raises(TypeError, match="cache: expected a Cache, got one of a module that was imported again since"):
+        fastbn.backward(tensor(rng, (4, 3)), other)
+    with pytest.raises(TypeError, match="cache: expected a Cache, got tuple"):
+        fastbn.backward(tensor(rng, (4, 3)), tuple(cache))

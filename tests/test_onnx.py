@@ -291,7 +291,7 @@ def test_half_precision_is_widened(kind):
         ((node_of(), None), {}, TypeError, "initializers: expected a mapping or an iterable with a node, got None"),
         ((node_of(), {**ARRAYS, "s": external()}), {}, ValueError, r"initializers\['s'\].data_location: expected 0: "),
         ((node_of(momentum=1.5), ARRAYS), {}, ValueError, "momentum: expected 0 to 1, got 1.5"),
-        ((node_of(epsilon=-1.0), ARRAYS), {}, ValueError, "eps: expected a finite number above 0"),
+        ((node_of(epsilon=-1.0), ARRAYS), {}, ValueError, "eps: expected a finite number not below 0, got -1"),
     ],
 )
 def test_nodes_that_are_refused(arguments, options, error, message):
@@ -492,3 +492,14 @@ def test_an_exported_network():
     ours = layers[1](np.maximum(layers[0](x.numpy()), 0))
     with torch.no_grad():
         np.testing.assert_allclose(ours, network(x).numpy(), atol=1e-6)
+
+
+def test_epsilon_of_zero(rng):
+    """Refused in training nodes only."""
+    layer = fastbn.from_onnx(node_of(epsilon=0.0), ARRAYS)
+    x = rng.standard_normal((4, 2), dtype=np.float32)
+    expected = (x - ARRAYS["m"]) / np.sqrt(ARRAYS["v"]) * ARRAYS["s"] + ARRAYS["b"]
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+    assert fastbn.from_onnx(*fastbn.to_onnx(layer)).eps == 0
+    with pytest.raises(ValueError, match="eps: expected a finite number above 0 in training"):
+        fastbn.from_onnx(node_of(3, training_mode=1, epsilon=0.0), ARRAYS)

@@ -84,7 +84,7 @@ def test_options_that_cannot_be_changed(name, value):
     ("name", "value", "error"),
     [
         ("axis", 1.0, TypeError),
-        ("eps", 0.0, ValueError),
+        ("eps", -1e-5, ValueError),
         ("eps", "1e-5", TypeError),
         ("momentum", 1.5, ValueError),
         ("correction", -1, ValueError),
@@ -230,3 +230,21 @@ def test_writing_needs_writable_arrays(rng):
     with pytest.raises(ValueError, match="running_mean: expected a writable array"):
         layer(tensor(rng, (8, 3)))
     assert state_of(layer) == before
+
+
+def test_eps_of_zero_is_for_evaluation(rng, tmp_path):
+    layer = trained(rng)
+    layer.eps = 0
+    x = tensor(rng, (8, 3))
+    expected = fastbn.inference(x, layer.running_mean, layer.running_var, layer.gamma, layer.beta, eps=0)
+    layer.save(tmp_path / "layer.npz")
+    for each in (layer, fastbn.BatchNorm.load(tmp_path / "layer.npz"), copy.deepcopy(layer)):
+        assert each.eps == 0
+        assert same_bits(each.eval()(x), expected)
+        assert same_bits(each.freeze()(x), expected)
+        before = state_of(each)
+        with pytest.raises(ValueError, match="eps: expected a finite number above 0 in training"):
+            each.train()(x)
+        assert state_of(each) == before
+    with pytest.raises(ValueError, match="eps: expected a finite number above 0 in training"):
+        fastbn.BatchNorm(3, eps=0)

@@ -388,3 +388,31 @@ def test_without_tqdm(monkeypatch):
     with pytest.raises(TypeError, match="progress: expected True or False"):
         fastbn.recalibrate(layer, [X, X], progress=1)
     assert layer.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (np.ones((5, 5), np.float32), np.ones((5, 5), np.float32)),  # as one array it would fit: (2, 5, 5)
+        [np.ones((5, 5), np.float32), np.ones(5)],
+        {"x": np.ones((5, 5), np.float32)},
+    ],
+    ids=["two arrays that fit together", "data and labels", "a dictionary"],
+)
+def test_only_arrays_are_batches(batch):
+    layer = fastbn.BatchNorm(5)
+    before = layer.state_dict()
+    message = r"batches\[1\]: expected an array, got \w+ of length \d; .*give run, such as run=lambda batch: layer"
+    with pytest.raises(TypeError, match=message):
+        fastbn.recalibrate(layer, [np.ones((4, 5), np.float32), batch], progress=False)
+    for name, value in layer.state_dict().items():
+        assert same_bits(value, before[name])
+    if not isinstance(batch, dict):
+        fastbn.recalibrate(layer, [batch], lambda batch: layer(batch[0]), progress=False)
+        assert (layer.running_mean == 1).all()
+
+
+def test_a_layer_without_data_is_named():
+    layers = [fastbn.BatchNorm(3), fastbn.BatchNorm(4, eps=0.5)]
+    with pytest.raises(ValueError, match=r"got none for layers\[1\], BatchNorm\(4, .*eps=0.5"):
+        fastbn.recalibrate(layers, [np.ones((5, 3))], lambda x: layers[0](x + np.arange(5)[:, None]), progress=False)

@@ -69,7 +69,8 @@ REFUSED = [
     (
         lambda: check.tensor("x", X.astype("f2")),
         TypeError,
-        "x: expected dtype float32 or float64, got float16: half precision is not built yet",
+        "x: expected dtype float32 or float64, got float16: half precision is not built yet for tensors and for what is "
+        "updated in place",
     ),
     (
         lambda: check.tensor("x", np.ma.ones((2, 2))),
@@ -260,9 +261,29 @@ REFUSED = [
         ValueError,
         "correction: expected less than the 4 values per channel, got 4.0",
     ),
-    (lambda: check.population(0, 0.0), ValueError, "batches: expected data for every layer, got none for one"),
     (
-        lambda: check.population(2, 2.5),
+        lambda: check.array_batch("batches[0]", (X, X)),
+        TypeError,
+        "batches[0]: expected an array, got tuple of length 2; to take the input out of it, give run, such as "
+        "run=lambda batch: layer(batch[0])",
+    ),
+    (
+        lambda: check.counter("counter", np.array([7.5])),
+        TypeError,
+        "counter: expected an integer, got float64 np.float64(7.5)",
+    ),
+    (
+        lambda: check.weight("weight", ONES, 2, 3),
+        ValueError,
+        "weight: expected 2 or more dimensions, got 1",
+    ),
+    (
+        lambda: check.population("layers[1]", 0, 0.0),
+        ValueError,
+        "batches: expected data for every layer, got none for layers[1]",
+    ),
+    (
+        lambda: check.population("layer", 2, 2.5),
         ValueError,
         "correction: expected less than the 2 values per channel, got 2.5",
     ),
@@ -362,7 +383,8 @@ REFUSED = [
     (
         lambda: check.float_dtype("dtype", np.float16),
         TypeError,
-        "dtype: expected dtype float32 or float64, got float16: half precision is not built yet",
+        "dtype: expected dtype float32 or float64, got float16: half precision is not built yet for tensors and for what is "
+        "updated in place",
     ),
     # collections and objects
     (lambda: check.keys("state", [], {}), TypeError, "state: expected a mapping, got list []"),
@@ -375,7 +397,7 @@ REFUSED = [
     (
         lambda: check.subset("config", {"c": 1, "a": 2, "d": 3}, {"b", "a"}),
         ValueError,
-        "config: expected no other keys than ['a', 'b'], got ['c', 'd']",
+        "config: got unknown keys ['c', 'd'], expected no others than ['a', 'b']",
     ),
     (
         lambda: check.item("initializer", {"b": 1, "a": 2}, "c"),
@@ -429,7 +451,7 @@ def test_refused(call, error, message):
 
 def test_every_check_is_here():
     called = {name for call, *_ in REFUSED for name in call.__code__.co_names} & set(check.__all__)
-    assert called == set(check.__all__) - {"on_device"}  # which refuses nothing
+    assert called == set(check.__all__) - {"on_device", "is_half"}  # which refuse nothing
 
 
 def test_a_list_that_is_no_array():
@@ -490,8 +512,14 @@ def test_arrays_that_are_taken():
     check.trainable(np.zeros((2, 0)), 1, 0.0)
     check.trainable(np.zeros((1, 3, 2)), 1, 0.0)
     check.trainable(np.zeros((2, 1)), 1, 1.5)
-    assert check.population(2, 1.5) == 1.5
-    assert check.population(1, 0) == 0
+    check.population("layer", 2, 1.5)
+    check.population("layer", 1, 0)
+    check.array_batch("batches[0]", X)
+    assert check.counter("counter", np.array([7])) == 7
+    widened, dtype = check.weight("weight", np.ones((2, 3), ">f2"), 2)
+    assert widened.dtype == np.float32
+    assert dtype == np.float16
+    assert check.is_half(dtype)
 
 
 def same(actual, expected):

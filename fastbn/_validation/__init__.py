@@ -29,6 +29,7 @@ from fastbn._validation.arrays import (
 )
 from fastbn._validation.options import (
     affine,
+    array_batch,
     batches,
     channel_axis,
     choice,
@@ -61,6 +62,7 @@ from fastbn._validation.options import (
 
 __all__ = [
     "affine",
+    "array_batch",
     "batches",
     "both_or_neither",
     "castable",

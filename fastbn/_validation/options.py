@@ -270,12 +270,18 @@ def batches(name: str, value: Any, run: Any, layers: int) -> None:
         raise TypeError(f"run: expected a function, got {describe(run)}")
 
 
-def population(values: int, correction: float) -> float:
-    """``correction`` for statistics of so many values per channel."""
+def array_batch(name: str, value: Any) -> None:
+    """A batch that is an array, and not several of them."""
+    if isinstance(value, list | tuple | Mapping):
+        advice = "to take the input out of it, give run, such as run=lambda batch: layer(batch[0])"
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__} of length {len(value)}; {advice}")
+
+
+def population(layer: str, values: int, correction: float) -> None:
+    """Data for a layer, with more values per channel than its ``correction``."""
     if not values:
-        raise ValueError("batches: expected data for every layer, got none for one")
+        raise ValueError(f"batches: expected data for every layer, got none for {layer}")
     below(correction, values)
-    return correction
 
 
 def below(correction: float, values: int) -> None:

@@ -186,7 +186,7 @@ def to_onnx(bn: BatchNorm, *, name: str = "batch_norm", x: str = "x", y: str = "
     check.setting("bn.track_running_stats", tracked, fits, "True: a node always has statistics")
     check.setting("bn.axis", bn.axis, bn.axis == 1, "1, where ONNX has the channels")
     range32 = np.finfo(np.float32)
-    fits = float(range32.smallest_subnormal) <= bn.eps <= float(range32.max)
+    fits = float(range32.smallest_subnormal) <= bn.eps <= float(range32.max) or (bn.eps == 0 and not bn.training)
     check.setting("bn.eps", bn.eps, fits, "a number in the range of float32, which ONNX's epsilon is")
     attributes: dict[str, Any] = {"epsilon": bn.eps}
     if momentum is not None:
@@ -238,11 +238,11 @@ def _layer_of(onnx: ModuleType, node: onnx.NodeProto, value_of: Callable[[str], 
     gamma = check.vector(labels[0], found[0])
     others = zip(labels[1:], found[1:], strict=True)
     beta, mean, var = (check.parameter(label, value, gamma.size) for label, value in others)
-    eps = check.eps(attributes["epsilon"], zero=False)
+    training = _is_training(node, schema, attributes)
+    eps = check.eps(attributes["epsilon"], zero=not training)
     check.variance(labels[-1], var, eps)
     layer = (SingleChannelBatchNorm if gamma.size == 1 else BatchNorm)(
         gamma.size,
-        eps=eps,
         momentum=1.0 - check.momentum(attributes["momentum"]),
         correction=0,
         dtype=np.result_type(gamma, beta, mean, var),
@@ -250,7 +250,8 @@ def _layer_of(onnx: ModuleType, node: onnx.NodeProto, value_of: Callable[[str], 
     layer.gamma, layer.beta, layer.running_mean, layer.running_var = (
         array.astype(layer.dtype) for array in (gamma, beta, mean, var)
     )
-    return layer.train(_is_training(node, schema, attributes))
+    layer.eps = eps
+    return layer.train(training)
 
 
 def _attributes(onnx: ModuleType, node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
