@@ -69,8 +69,8 @@ REFUSED = [
     (
         lambda: check.tensor("x", X.astype("f2")),
         TypeError,
-        "x: expected dtype float32 or float64, got float16: half precision is not built yet for tensors and for what is "
-        "updated in place",
+        "x: expected dtype float32 or float64, got float16: half precision is not built yet for tensors "
+        "and for what is updated in place",
     ),
     (
         lambda: check.tensor("x", np.ma.ones((2, 2))),
@@ -383,8 +383,8 @@ REFUSED = [
     (
         lambda: check.float_dtype("dtype", np.float16),
         TypeError,
-        "dtype: expected dtype float32 or float64, got float16: half precision is not built yet for tensors and for what is "
-        "updated in place",
+        "dtype: expected dtype float32 or float64, got float16: half precision is not built yet for tensors "
+        "and for what is updated in place",
     ),
     # collections and objects
     (lambda: check.keys("state", [], {}), TypeError, "state: expected a mapping, got list []"),
