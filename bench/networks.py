@@ -1,17 +1,20 @@
 """``python -m bench.networks --json FILE``: what batch normalization takes in whole training steps.
 
 Networks of ``bench.models`` in the variants of ``bench.variants``, timed as in ``bench.steps``; medians of the rounds.
-``--report FILE ...`` shows figures again. All variants share a process and its memory: huge pages that one has asked
-for may serve another. ``--variants`` measures some of them alone.
+``--report FILE ...`` shows figures again. Each network and layout has a process of its own, because what the allocator
+keeps of one network decides how many pages the next one touches first. The variants share it: pages that one has
+touched, or made huge, may serve another. ``--variants`` measures some of them alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numba
 import torch
@@ -53,41 +56,59 @@ class NetworkRow(TypedDict):
     """Variant: why it has no figures."""
 
 
-def measure(network: str, layout: str, variants: Sequence[str], *, batch: int, image: int, rounds: int) -> NetworkRow:
+class Job(NamedTuple):
+    """What a row is measured with."""
+
+    network: str
+    layout: str
+    variants: Sequence[str]
+    batch: int
+    image: int
+    threads: int
+    rounds: int
+
+
+def apart(job: Job) -> NetworkRow:
+    """``measure`` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, job).result()
+
+
+def measure(job: Job) -> NetworkRow:
     """Check, then time."""
-    trainings, missing = ready(network, layout, variants, batch, image)
-    steps = in_turns(trainings, timed, rounds=rounds)
-    parts = in_turns(trainings, watched, rounds=rounds)
+    numba.set_num_threads(job.threads)  # starts Numba's threads, which sets the number of all OpenMP's
+    torch.set_num_threads(job.threads)
+    trainings, missing = ready(job)
+    steps = in_turns(trainings, timed, rounds=job.rounds)
+    parts = in_turns(trainings, watched, rounds=job.rounds)
     figures = {}
     for name in trainings:
         seconds, faults = (median(values) for values in zip(*steps[name], strict=True))
         forward, backward = (median(values) for values in zip(*parts[name], strict=True))
         figures[name] = Figures(step=seconds, forward=forward, backward=backward, faults=faults)
     return {
-        "network": network,
-        "layout": layout,
-        "batch": batch,
-        "image": image,
+        "network": job.network,
+        "layout": job.layout,
+        "batch": job.batch,
+        "image": job.image,
         "threads": torch.get_num_threads(),
         "layers": len(next(iter(trainings.values())).layers),
-        "rounds": rounds,
+        "rounds": job.rounds,
         "variants": figures,
         "missing": missing,
     }
 
 
-def ready(
-    network: str, layout: str, variants: Sequence[str], batch: int, image: int
-) -> tuple[dict[str, Training], dict[str, str]]:
+def ready(job: Job) -> tuple[dict[str, Training], dict[str, str]]:
     """The variants whose first step is right, and the reasons of the others."""
     trainings: dict[str, Training] = {}
     missing = {}
 
     def make(variant: str) -> Training:
-        return Training(NETWORKS[network], layout, variant, batch, image)
+        return Training(NETWORKS[job.network], job.layout, variant, job.batch, job.image)
 
     wanted = make("pytorch").results()
-    for variant in variants:
+    for variant in job.variants:
         try:
             training = make(variant)
             check(training.results(), wanted if variant == "fastbn" else None)
@@ -186,19 +207,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Each network in each of its layouts."""
+    for name in options.models:
+        network = NETWORKS[name]
+        size = {"batch": options.batch or network.batch, "image": options.image}
+        for layout in network.layouts:
+            if layout in options.layouts:
+                yield Job(name, layout, options.variants, threads=options.threads, rounds=options.rounds, **size)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and keep the file up to date, or read; print the tables."""
     options = parse(argv)
     if options.json:
-        numba.set_num_threads(options.threads)  # starts Numba's threads, which sets the number of all OpenMP's
-        torch.set_num_threads(options.threads)
         rows: list[NetworkRow] = []
-        for name in options.models:
-            network = NETWORKS[name]
-            for layout in (layout for layout in network.layouts if layout in options.layouts):
-                size = {"batch": options.batch or network.batch, "image": options.image}
-                rows.append(measure(name, layout, options.variants, rounds=options.rounds, **size))
-                save(options.json, rows)
+        for job in jobs(options):
+            rows.append(apart(job))
+            save(options.json, rows)
     machine, read = load(options.report or [options.json])
     print(text(machine, cast("list[NetworkRow]", read)))
 

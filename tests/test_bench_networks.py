@@ -172,15 +172,42 @@ def test_who_is_wrong_is_not_timed(convert, monkeypatch):
                 return function(super().forward(x))
 
         convert(lambda model, kind=Wrong: variants.replaced(model, lambda: kind(16)))
-        trainings, missing = networks.ready("tiny", "NCHW", ["fastbn", "pytorch"], 4, 8)
+        trainings, missing = networks.ready(networks.Job("tiny", "NCHW", ["fastbn", "pytorch"], 4, 8, 1, 1))
         assert trainings.keys() == {"pytorch"}
         assert "gives a loss of" in missing["fastbn"]
     with pytest.raises(WrongResultError, match="not finite"):
         networks.check((float("nan"), torch.ones(1)), None)
 
 
-def test_run_and_report(tmp_path, capsys, convert, monkeypatch):
+def complete(row, expected):
+    assert row["threads"] == 1
+    assert row["variants"].keys() | row["missing"].keys() == expected
+    assert row["missing"].keys() <= {"fastbn"}
+    for name, figures in row["variants"].items():
+        assert figures.keys() == {"step", "forward", "backward", "faults"}
+        assert figures["step"] > 0
+        assert (figures["forward"] > 0) == (figures["backward"] > 0) == (name != "none")
+
+
+def test_rows(convert, monkeypatch):
+    chosen = ["pytorch", "fastbn", "none", "accesses, streaming"]
+    job = networks.Job("MLP", "NC", chosen, batch=8, image=8, threads=1, rounds=2)
     monkeypatch.setitem(sys.modules, "fastbn.torch", None)
+    row = networks.measure(job)
+    complete(row, set(chosen))
+    assert "not installed" in row["missing"]["fastbn"]
+    convert(lambda model: model)
+    row = networks.measure(job)
+    complete(row, set(chosen))
+    assert row["missing"] == {}
+    printed = networks.text({"cpu": "a CPU", "cores": 2, "system": "Linux", "date": "today", "versions": {}}, [row])
+    assert "| MLP, 8, 3 layers | NC | fastbn |" in printed
+    assert "| batch normalization, PyTorch over fastbn | **" in printed
+    assert "| batch normalization, PyTorch over its accesses alone |  |" in printed
+    assert "### Missing\n\nNothing." in printed
+
+
+def test_run_and_report(tmp_path, capsys):
     path = tmp_path / "figures.json"
     options = ["--batch", "4", "--image", "32", "--rounds", "2", "--threads", "1", "--json", str(path)]
     networks.main([*options, "--models", "ResNet-18", "MLP", "--layouts", "NHWC", "NC"])
@@ -190,21 +217,8 @@ def test_run_and_report(tmp_path, capsys, convert, monkeypatch):
         ("MLP", "NC", 3),
     ]
     for row in rows:
-        assert row["threads"] == 1
-        assert row["variants"].keys() == {"pytorch", "none", "accesses"}
-        assert row["missing"].keys() == {"fastbn"}
-        for name, figures in row["variants"].items():
-            assert figures.keys() == {"step", "forward", "backward", "faults"}
-            assert figures["step"] > 0
-            assert (figures["forward"] > 0) == (figures["backward"] > 0) == (name != "none")
+        complete(row, {"pytorch", "fastbn", "none", "accesses"})
     printed = capsys.readouterr().out
     assert "| ResNet-18, 4, 32x32, 20 layers | NHWC | accesses |" in printed
-    assert "* fastbn: not installed (" in printed
     networks.main(["--report", str(path)])
     assert capsys.readouterr().out == printed
-
-    convert(lambda model: model)
-    networks.main([*options, "--models", "MLP", "--variants", "pytorch", "fastbn", "accesses, streaming"])
-    printed = capsys.readouterr().out
-    assert "| batch normalization, PyTorch over fastbn | **" in printed
-    assert "### Missing\n\nNothing." in printed
