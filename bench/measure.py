@@ -47,6 +47,8 @@ class Row(Measured):
     """Limit: seconds, for a tensor of this size; accesses of this operation; empty if they were not asked for."""
     mode: NotRequired[str]
     """``cold`` or ``hot``; files from before there was a choice have none, and are hot."""
+    pause: NotRequired[float]
+    """Seconds before each call, with the mode."""
     handover: NotRequired[float]
     """Seconds until one core hears of what another has written; where there are two, with the limits."""
 
@@ -86,6 +88,7 @@ def measure(
         "limits": {name: seconds[name] for name in bounds},
         "missing": missing,
         "mode": tensors.mode,
+        "pause": tensors.pause,
     }
     if exchange:
         row["handover"] = seconds["handover"] / (2 * handover.PASSES)

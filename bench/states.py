@@ -36,6 +36,7 @@ class Hot:
     """One case for all calls."""
 
     mode: ClassVar = "hot"
+    pause = 0.0
 
     def __init__(self, case: Case) -> None:
         self.cases: Sequence[Case] = [case]
@@ -66,7 +67,7 @@ class Cold:
         map_each_array()
         self.cases: Sequence[Case] = [case.in_new_memory() for _ in range(max(2, math.ceil(RING / case.x.nbytes)))]
         self.results: list[Any] = []
-        self._pause = pause
+        self.pause = pause
         self._positions = itertools.cycle(range(len(self.cases)))
 
     def work(self, make: Callable[[Case], Work]) -> Work:
@@ -89,7 +90,7 @@ class Cold:
         """Let the results go if there is one for each case, and let the threads fall asleep."""
         if len(self.results) >= len(self.cases):
             self.results.clear()
-        time.sleep(self._pause)
+        time.sleep(self.pause)
 
 
 def map_each_array() -> None:

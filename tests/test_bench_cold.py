@@ -187,14 +187,14 @@ def test_run_and_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "ROWS", [])
     paths = [tmp_path / "cold.json", tmp_path / "hot.json"]
     options = ["--rounds", "1", "--threads", "1", "--libraries", OURS, "NumPy"]
-    run.main([*options, "--pause", "0", "--json", str(paths[0])])
+    run.main([*options, "--pause", "1", "--json", str(paths[0])])
     run.main([*options, "--hot", "--operations", "forward", "--json", str(paths[1])])
     cold, hot = (json.loads(path.read_text())["rows"] for path in paths)
     assert [(row["operation"], row["layout"]) for row in cold] == [
         (operation, layout) for layout in ("NCHW", "NHWC") for operation in ("forward", "backward", "inference")
     ]
-    assert {row["mode"] for row in cold} == {"cold"}
-    assert {row["mode"] for row in hot} == {"hot"}
+    assert {(row["mode"], row["pause"]) for row in cold} == {("cold", 0.001)}
+    assert {(row["mode"], row["pause"]) for row in hot} == {("hot", 0)}
     capsys.readouterr()
     report.main([*map(str, paths)])
     first, second = capsys.readouterr().out.split("## float32, 1 thread, hot")
