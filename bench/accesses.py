@@ -7,14 +7,16 @@ loops is what it leaves to be gained; PyTorch's is the most that fastbn can ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numpy.typing import DTypeLike
 
-from bench.cases import Array, Case, aligned, rows
+from bench.cases import Array, Case, aligned, aligned_empty, rows
 from bench.limit import PARALLEL
 from fastbn._typing import Address, Shape3
 from fastbn.kernels.addresses import data
@@ -137,26 +139,55 @@ def groups(
         drain(streaming)
 
 
-def calls(case: Case, operation: str) -> dict[str, Callable[[], None]]:
+class Passes(NamedTuple):
+    """The accesses for tensors of one shape: a kernel, and what it takes beside the tensors."""
+
+    run: Callable[..., None]
+    parallel: bool
+    both: bool
+    cut: tuple[Any, ...]
+    sums: Array
+
+    def arguments(self, dout: Array, x: Array, out: Array, streaming: bool) -> tuple[Any, ...]:
+        """Those of ``run``, for aligned tensors of whole cache lines, as ``flat`` gives them."""
+        return self.parallel, dout, x, self.both, *self.cut, out, streaming, self.sums
+
+
+def passes(shape: tuple[int, ...], dtype: DTypeLike, *, last: bool, both: bool) -> Passes:
+    """For tensors of ``shape`` with the channels on axis 1, or ``last`` in memory; ``both`` for a backward."""
+    outer, channels = shape[:2]
+    inner = math.prod(shape[2:])
+    run: Callable[..., None] = phases
+    tasks = TASKS
+    cut: tuple[Any, ...] = ()
+    if inner > 1 and not last:
+        group = group_of((outer, channels, inner), 1 + both)
+        run, tasks, cut = groups, -(-channels // group), ((outer, channels, inner), group)
+    sums = aligned(np.zeros((tasks, 2 * VALUES), dtype))
+    return Passes(run, math.prod(shape) >= PARALLEL, both, cut, sums)
+
+
+def flat(tensor: Array) -> Array:
+    """The whole cache lines of a C-ordered tensor."""
+    values = tensor.reshape(-1)
+    step = 64 // tensor.itemsize
+    return values[: values.size // step * step]
+
+
+def calls(case: Case, operation: str) -> dict[str, Callable[[], Any]]:
     """Each of ``ACCESSES`` for a forward or a backward; none for other operations, which are copies."""
     if operation not in ("forward", "backward"):
         return {}
-    both = operation == "backward"
-    dout, x = (aligned(rows(tensor) if case.last else tensor) for tensor in (case.dout, case.x))
-    parallel = x.size >= PARALLEL
-    step = 64 // x.itemsize
-    size = x.size // step * step
-    flat = [tensor.reshape(-1)[:size] for tensor in (dout, x, aligned(np.empty_like(x)))]
-    outer, channels = case.x.shape[:2]
-    inner = x.size // (outer * channels)
-    run: Callable[..., None] = phases
-    tasks = TASKS
-    cut: list[Any] = []
-    if inner > 1 and not case.last:
-        group = group_of((outer, channels, inner), 1 + both)
-        run, tasks, cut = groups, -(-channels // group), [(outer, channels, inner), group]
-    sums = aligned(np.zeros((tasks, 2 * VALUES), x.dtype))
-    return {
-        name: partial(run, parallel, flat[0], flat[1], both, *cut, flat[2], "streaming" in name, sums)
-        for name in ACCESSES
-    }
+    made = passes(case.x.shape, case.x.dtype, last=case.last, both=operation == "backward")
+    dout, x = (rows(tensor) if case.last else tensor for tensor in (case.dout, case.x))
+    if not case.fresh:
+        dout, x, out = flat(aligned(dout)), flat(aligned(x)), flat(aligned_empty(x))
+        return {name: partial(made.run, *made.arguments(dout, x, out, "streaming" in name)) for name in ACCESSES}
+    dout, x = flat(dout), flat(x)
+
+    def run(streaming: bool) -> Array:
+        new = aligned_empty(x)
+        made.run(*made.arguments(dout, x, new, streaming))
+        return new
+
+    return {name: partial(run, "streaming" in name) for name in ACCESSES}

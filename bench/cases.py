@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -66,6 +66,8 @@ class Case:
     beta: Array
     running_mean: Array
     running_var: Array
+    fresh: bool = False
+    """Whether every call writes its results to new memory, and tensors are aligned and shared by all libraries."""
 
     @property
     def eps(self) -> float:
@@ -86,6 +88,24 @@ class Case:
     def vectors(self) -> tuple[Array, Array, Array, Array]:
         """What there is one of for each channel: gamma, beta, running mean and running variance."""
         return self.gamma, self.beta, self.running_mean, self.running_var
+
+    def in_new_memory(self) -> Case:
+        """The same values in other tensors, for calls that write to new memory."""
+        x, dout = (
+            np.moveaxis(aligned(np.moveaxis(tensor, 1, -1)), -1, 1) if self.last else aligned(tensor)
+            for tensor in (self.x, self.dout)
+        )
+        return replace(self, x=x, dout=dout, fresh=True)
+
+    def needs_kept_memory(self) -> None:
+        """Refuse, on behalf of a library that writes to memory which is there already."""
+        if self.fresh:
+            raise MissingError("writes only to memory that is kept")
+
+    def compiles(self) -> None:
+        """Refuse, on behalf of a library that compiles a function for each ``Case``."""
+        if self.fresh:
+            raise MissingError("would compile for each tensor of the ring")
 
 
 def make_case(problem: Problem, dtype: DTypeLike = np.float32, *, last: bool = False) -> Case:
@@ -112,11 +132,16 @@ def rows(tensor: Array) -> Array:
 
 def aligned(values: Array) -> Array:
     """A C-ordered copy that starts at a multiple of 64 bytes, as libraries lay out their own tensors."""
-    memory = np.empty(values.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy: Array = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy = aligned_empty(values)
     copy[...] = values
     return copy
+
+
+def aligned_empty(like: Array) -> Array:
+    """A new C-ordered array of the same shape and dtype that starts at a multiple of 64 bytes."""
+    memory = np.empty(like.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + like.nbytes].view(like.dtype).reshape(like.shape)
 
 
 @functools.lru_cache(maxsize=3)

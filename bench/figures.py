@@ -19,6 +19,10 @@ LARGE = 24e6
 """Bytes of a tensor from which on time is compared with the memory's limit."""
 
 
+LIMITED_BY = {"hot": "limit", "cold": "accesses alone"}
+"""What ``bound`` is called in each mode."""
+
+
 class Ratio(NamedTuple):
     """Of one row."""
 
@@ -54,9 +58,23 @@ def limit(row: Row) -> float | None:
     return min(copies) * OPERATIONS[row["operation"]].traffic / LIMITS["copy"] if copies else None
 
 
+def mode(row: Row) -> str:
+    """``cold`` or ``hot``."""
+    return row.get("mode", "hot")
+
+
 def accesses(row: Row) -> float | None:
-    """Seconds of the operation's memory accesses alone, with the better stores, if they were measured."""
-    return min((time for name, time in row["limits"].items() if name.startswith("accesses")), default=None)
+    """Seconds of the operation's memory accesses alone, with the better stores, if they were measured.
+
+    Cold inference has a copy in their place, in the same state.
+    """
+    names = ("accesses", "copy") if mode(row) == "cold" else ("accesses",)
+    return min((time for name, time in row["limits"].items() if name.startswith(names)), default=None)
+
+
+def bound(row: Row) -> float | None:
+    """Seconds of the limit; of the accesses alone in a cold row, as the limit knows only kept memory."""
+    return accesses(row) if mode(row) == "cold" else limit(row)
 
 
 def over_limit(rows: Iterable[Row], library: str = OURS) -> list[Ratio]:
@@ -93,11 +111,11 @@ def by_memory_order(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {" and ".join(dict.fromkeys(row["layout"] for row in group)): group for group in (first, last) if group}
 
 
-def by_setting(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
-    """Rows by dtype and number of threads."""
-    groups: dict[tuple[str, int], list[Row]] = {}
+def by_setting(rows: Iterable[Row]) -> dict[tuple[str, int, str], list[Row]]:
+    """Rows by dtype, number of threads, and mode."""
+    groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["dtype"], row["threads"]), []).append(row)
+        groups.setdefault((row["dtype"], row["threads"], mode(row)), []).append(row)
     return groups
 
 

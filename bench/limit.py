@@ -13,7 +13,7 @@ from functools import partial
 import numba
 import numpy as np
 
-from bench.cases import Array, aligned
+from bench.cases import Array, Case, aligned, aligned_empty, rows
 from bench.timing import alternate
 from fastbn.kernels.addresses import data
 from fastbn.kernels.jit import inner
@@ -93,6 +93,19 @@ def calls(nbytes: int) -> dict[str, Callable[[], None]]:
         "write": partial(write, parallel, out, False),
         "write, streaming": partial(write, parallel, out, True),
     }
+
+
+def copies(case: Case) -> dict[str, Callable[[], Array]]:
+    """Both copies of the whole blocks of ``case.x``, which is aligned, to new memory; none if it has no whole block."""
+    flat = (rows(case.x) if case.last else case.x).reshape(-1).view(np.float32)
+    x = flat[: flat.size // BLOCK * BLOCK]
+
+    def run(streaming: bool) -> Array:
+        out = aligned_empty(x)
+        copy(x.size >= PARALLEL, x, out, streaming)
+        return out
+
+    return {name: partial(run, "streaming" in name) for name in LIMITS if name.startswith("copy") and x.size}
 
 
 def table(seconds: Mapping[int, Mapping[str, float]]) -> str:

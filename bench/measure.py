@@ -18,6 +18,7 @@ import numba
 from bench import accesses, handover, limit
 from bench.cases import Array, Case, MissingError, Work, WrongResultError, check, expected
 from bench.peers import OURS, prepare
+from bench.states import Hot, State
 from bench.timing import alternate
 
 PACKAGES = ("fastbn", "numba", "numpy", "torch", "onednn-cpu-gomp", "jax", "onnxruntime", "openvino")
@@ -44,21 +45,38 @@ class Row(Measured):
     threads: int
     limits: dict[str, float]
     """Limit: seconds, for a tensor of this size; accesses of this operation; empty if they were not asked for."""
+    mode: NotRequired[str]
+    """``cold`` or ``hot``; files from before there was a choice have none, and are hot."""
+    pause: NotRequired[float]
+    """Seconds before each call, with the mode."""
     handover: NotRequired[float]
     """Seconds until one core hears of what another has written; where there are two, with the limits."""
 
 
-def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int, limits: bool = True) -> Row:
-    """Check, then time; every library on as many threads as Numba uses."""
-    wanted = expected(case, operation)
+def measure(
+    case: Case,
+    operation: str,
+    libraries: Iterable[str],
+    *,
+    rounds: int,
+    limits: bool = True,
+    state: Callable[[Case], State] = Hot,
+) -> Row:
+    """Check, then time; every library on as many threads as Numba uses, on tensors in the same state."""
+    tensors, wanted = state(case), expected(case, operation)
+
+    def work(library: str) -> Work:
+        return tensors.work(lambda each: prepare(library, each, operation))
+
     works, missing = ready(
-        {library: partial(prepare, library, case, operation) for library in libraries},
+        {library: partial(work, library) for library in libraries},
         lambda results: check(operation, results, wanted),
     )
     calls = {library: work.run for library, work in works.items()}
-    bounds = {**limit.calls(case.x.nbytes), **accesses.calls(case, operation)} if limits else {}
+    bounds = bound_calls(tensors, operation) if limits else {}
     exchange = handover.call() if limits else None
-    seconds = alternate({**calls, **bounds, **({"handover": exchange} if exchange else {})}, rounds=rounds)
+    timed = {**calls, **bounds, **({"handover": exchange} if exchange else {})}
+    seconds = alternate(timed, rounds=rounds, rest=tensors.rest)
     row: Row = {
         "operation": operation,
         "layout": case.layout,
@@ -69,10 +87,28 @@ def measure(case: Case, operation: str, libraries: Iterable[str], *, rounds: int
         "seconds": {library: seconds[library] for library in calls},
         "limits": {name: seconds[name] for name in bounds},
         "missing": missing,
+        "mode": tensors.mode,
+        "pause": tensors.pause,
     }
     if exchange:
         row["handover"] = seconds["handover"] / (2 * handover.PASSES)
     return row
+
+
+def bound_calls(tensors: State, operation: str) -> dict[str, Callable[[], Any]]:
+    """What no library can be faster than, on tensors in their state.
+
+    On kept memory the limits of the machine and the accesses alone. On new memory, where the first touch of a page
+    costs as well, only what has the operation's own inputs and outputs: its accesses, which for inference are a copy.
+    """
+    made: list[dict[str, Callable[[], Any]]] = []
+    for case in tensors.cases:
+        reread = accesses.calls(case, operation)
+        if case.fresh:
+            made.append(reread or limit.copies(case))
+        else:
+            made.append({**limit.calls(case.x.nbytes), **reread})
+    return {name: tensors.call([calls[name] for calls in made]) for name in made[0]}
 
 
 def ready(
@@ -126,7 +162,7 @@ def _cpu_name() -> str:
     return platform.processor() or "unknown CPU"
 
 
-def save(path: Path, rows: Sequence[Measured], where: dict[str, Any] | None = None) -> None:
+def save(path: Path, rows: Sequence[Mapping[str, object]], where: dict[str, Any] | None = None) -> None:
     """Write the figures so far, and ``where`` they are from if not from this CPU."""
     path.write_text(json.dumps({"machine": where or machine(), "rows": rows}, indent=1) + "\n")
 

@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 5.2, 3.4
 
 
 def bars(path: Path, rows: Sequence[Row], title: str) -> None:
-    """A panel for each operation and layout, a bar for each library, a dot for each shape."""
+    """A panel for each operation and layout, a bar for each library, a dot for each shape; rows of one mode."""
     libraries = [name for name in PEERS if any(name in row["seconds"] for row in rows)]
 
     def draw(axes: Axes, panel: Sequence[Row]) -> None:
@@ -41,7 +41,8 @@ def bars(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.set_ylim(-0.6, len(libraries) - 0.4)
         axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
 
-    note = "GB/s of the least traffic: geometric mean of the shapes (bar, number), each shape (dot), best copy (dashed)"
+    least = {"hot": "best copy", "cold": "accesses alone"}[figures.mode(rows[0])]
+    note = f"GB/s of the least traffic: geometric mean of the shapes (bar, number), each shape (dot), {least} (dashed)"
     _panels(path, rows, f"{title}\n{note}", draw)
 
 
@@ -68,8 +69,8 @@ def scaling(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def _limits(rows: Sequence[Row]) -> list[float]:
-    """GB/s of the limit in the rows that have one."""
-    times = [(row, figures.limit(row)) for row in rows]
+    """GB/s of the bound in the rows that have one."""
+    times = [(row, figures.bound(row)) for row in rows]
     return [figures.bandwidth(row, time) for row, time in times if time is not None]
 
 

@@ -26,12 +26,13 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def times_table(rows: Sequence[Row]) -> str:
-    """Milliseconds, a shape a row; the rows are of one operation and layout."""
+    """Milliseconds, a shape a row; the rows are of one operation, layout and mode."""
     libraries = [OURS, *figures.competitors(rows)]
-    head = ["ms", *libraries, "limit", "fastbn, GB/s", "limit, GB/s", "handover, ns"]
+    least = figures.LIMITED_BY[figures.mode(rows[0])]
+    head = ["ms", *libraries, least, "fastbn, GB/s", f"{least}, GB/s", "handover, ns"]
     lines = []
     for row in rows:
-        times = [*(figures.seconds(row, library) for library in libraries), figures.limit(row)]
+        times = [*(figures.seconds(row, library) for library in libraries), figures.bound(row)]
         speeds = [time and figures.bandwidth(row, time) for time in (times[0], times[-1])]
         lines.append([row["shape"], *(_cell(time and time * 1e3, ".3g") for time in times)])
         lines[-1] += [_cell(speed, ".0f") for speed in speeds]
@@ -111,23 +112,24 @@ def missing_list(rows: Sequence[Row]) -> str:
 
 
 def text(machine: dict[str, Any], rows: Sequence[Row]) -> str:
-    """Everything, for each dtype and number of threads."""
+    """Everything, for each dtype, number of threads, and mode."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['date']}; {versions}."]
-    for (dtype, threads), group in figures.by_setting(rows).items():
-        parts.append(f"## {dtype}, {threads} thread{'s' * (threads > 1)}")
+    for (dtype, threads, mode), group in figures.by_setting(rows).items():
+        parts.append(f"## {dtype}, {threads} thread{'s' * (threads > 1)}, {mode}")
         for operation, layout in dict.fromkeys((row["operation"], row["layout"]) for row in group):
             same = [row for row in group if (row["operation"], row["layout"]) == (operation, layout)]
             parts += [f"### {operation}, {layout}", times_table(same)]
         parts += ["### Speed", summary(group)]
-        large = [row for row in group if row["bytes"] >= figures.LARGE and row["limits"]]
+        limited = [row for row in group if row["limits"]] if mode == "hot" else []
+        large = [row for row in limited if row["bytes"] >= figures.LARGE]
         if large:
             parts += [f"### Tensors of {figures.LARGE / 1e6:.0f} MB and more", limits_summary(large)]
         reread = [row for row in group if figures.accesses(row)]
         if reread:
             parts += ["### Memory accesses alone", accesses_summary(reread)]
-        if any(row["limits"] for row in group):
-            parts += ["### Limits of the machine", limits_table(group)]
+        if limited:
+            parts += ["### Limits of the machine", limits_table(limited)]
         parts += ["### Missing", missing_list(group)]
     return "\n\n".join(parts) + "\n"
 
@@ -136,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables and draw the pictures."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="JSON files of python -m bench.run")
-    parser.add_argument("--png", type=Path, help="where to draw; dtype and threads are added to the name")
+    parser.add_argument("--png", type=Path, help="where to draw; the name gets dtype, threads, mode")
     parser.add_argument("--min-mb", type=float, default=0, help="leave out smaller tensors")
     options = parser.parse_args(argv)
     machine, rows = load(options.files)
@@ -145,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.png:
         from bench import picture  # nothing else needs matplotlib
 
-        for (dtype, threads), group in figures.by_setting(rows).items():
-            path = options.png.with_stem(f"{options.png.stem}-{dtype}-{threads}-threads")
-            picture.bars(path, group, f"{machine['cpu']}, {dtype}, threads: {threads}")
+        for (dtype, threads, mode), group in figures.by_setting(rows).items():
+            path = options.png.with_stem(f"{options.png.stem}-{dtype}-{threads}-threads-{mode}")
+            picture.bars(path, group, f"{machine['cpu']}, {dtype}, threads: {threads}, {mode}")
 
 
 if __name__ == "__main__":

@@ -51,5 +51,20 @@ PROBLEMS = _load()
 RESNET50 = [problem for problem in PROBLEMS if problem.topology == "resnet_50"]
 """The nine shapes of ResNet-50, at benchdnn's 50 images."""
 
+NETWORKS = [
+    Problem(topology, shape, 1e-5)
+    for topology, shapes in {
+        "resnet_18": ((32, 64, 56, 56), (16, 64, 56, 56), (16, 64, 28, 28), (16, 256, 7, 7)),
+        "resnet_50": ((8, 256, 28, 28), (8, 512, 14, 14), (8, 2048, 4, 4)),
+        "mobilenet_v2": ((16, 96, 56, 56), (16, 144, 28, 28), (16, 576, 7, 7)),
+        "densenet_121": ((8, 128, 28, 28), (8, 1024, 7, 7)),
+    }.items()
+    for shape in shapes
+]
+"""Twelve inputs of batch normalization, 0.8 to 26 MB of float32, in the networks of ``bench.models``.
+
+They are what ``bench.networks`` runs: images of 112x112 in batches of 8 and 16, and the largest in a batch of 32.
+"""
+
 ROWS = [Problem("rows", shape, 1e-5) for shape in ((128, 512), (4096, 1024), (65536, 64))]
 """(N, C), as in fully connected networks."""

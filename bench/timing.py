@@ -18,25 +18,28 @@ COUNT = 0.02
 """Seconds of a turn that count, one call at the least."""
 
 
-def alternate(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each call, over ``rounds`` turns each."""
+def alternate(
+    calls: Mapping[str, Callable[[], Any]], *, rounds: int, rest: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of each call, over ``rounds`` turns each; ``rest`` runs before each call and is not timed."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            _turn(call, WARM)
-            times[name] += _turn(call, COUNT)
+            _turn(call, WARM, rest)
+            times[name] += _turn(call, COUNT, rest)
     return {name: median(values) for name, values in times.items()}
 
 
-def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
+def _turn(call: Callable[[], Any], seconds: float, rest: Callable[[], None]) -> list[float]:
     """Call again and again for so many seconds; the seconds of each call."""
     times: list[float] = []
-    before = start = time.perf_counter()
-    while before < start + seconds:
+    after = start = time.perf_counter()
+    while after < start + seconds:
+        rest()
+        before = time.perf_counter()
         call()
         after = time.perf_counter()
         times.append(after - before)
-        before = after
     return times
 
 

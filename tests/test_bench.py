@@ -265,7 +265,7 @@ def test_figures():
 def test_report():
     machine = {"cpu": "a CPU", "cores": 2, "system": "Linux", "date": "today", "versions": {"fastbn": "1"}}
     lines = report.text(machine, [{**ROWS[0], "handover": 7e-8}, *ROWS[1:]]).splitlines()
-    assert "## float32, 2 threads" in lines
+    assert "## float32, 2 threads, hot" in lines
     assert "| ms | fastbn | PyTorch out= | oneDNN NCHW | oneDNN NHWC | oneDNN, best layout | limit |" in lines[6]
     assert "| large | 6 | 12 | 60 | 3 | 3 | 3 | 15 | 30 | 70 |" in lines
     assert "| small | 2 | 1 | 8 |  | 8 | 3 | 0 | 0 |  |" in lines
@@ -282,13 +282,26 @@ def test_run_and_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "RESNET50", [SMALL])
     monkeypatch.setattr(run, "ROWS", [FLAT, Problem("too large", (4, 99999), 1e-3)])
     path = tmp_path / "figures.json"
-    options = ["--images", "4", "--rounds", "1", "--threads", "1", "--max-mb", "1", "--libraries", OURS, "NumPy"]
+    options = [
+        "--hot",
+        "--images",
+        "4",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--max-mb",
+        "1",
+        "--libraries",
+        OURS,
+        "NumPy",
+    ]
     run.main([*options, "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["operation"], row["layout"]) for row in rows] == [
         (operation, layout) for layout in ("NCHW", "NHWC", "NC") for operation in OPERATIONS
     ]
-    assert capsys.readouterr().out.startswith("forward NCHW 4x3x5x6 float32 x1, ms: fastbn ")
+    assert capsys.readouterr().out.startswith("forward NCHW 4x3x5x6 float32 x1 hot, ms: fastbn ")
     report.main([str(path)])
     printed = capsys.readouterr().out
     ratio = rows[0]["seconds"]["NumPy"] / rows[0]["seconds"][OURS]
@@ -297,7 +310,7 @@ def test_run_and_report(tmp_path, capsys, monkeypatch):
 
     pytest.importorskip("matplotlib")
     report.main([str(path), "--png", str(tmp_path / "picture.png")])
-    assert (tmp_path / "picture-float32-1-threads.png").stat().st_size > 10_000
+    assert (tmp_path / "picture-float32-1-threads-hot.png").stat().st_size > 10_000
 
 
 @pytest.mark.peers

@@ -2,6 +2,8 @@
 
 The function takes a ``Case`` and the name of an operation and returns its ``Work``. It makes its library use as many
 threads as Numba does, feeds it what it likes best, and raises ``MissingError`` for what the library does not offer.
+If the case is ``fresh``, every call gives its results in new memory, which the library allocates in its own way, and
+tensors are not copied.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ PEERS = {
     OURS: "ours.fused",
     "NumPy": "ours.formula",
     "PyTorch": "pytorch.eager",
+    "PyTorch kernels": "pytorch.functional",
     "PyTorch out=": "pytorch.preallocated",
     "torch.compile": "pytorch.compiled",
     "oneDNN NCHW": "onednn.nchw",

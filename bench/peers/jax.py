@@ -22,6 +22,7 @@ jax.config.update("jax_enable_x64", True)  # else float64 becomes float32
 
 def jitted(case: Case, operation: str) -> Work:
     """``jax.jit`` of the operation, and ``jax.vjp`` for gradients."""
+    case.compiles()
     threads = os.environ["NPROC"]
     if threads != str(numba.get_num_threads()):
         raise MissingError(f"runs {threads} threads in this process")

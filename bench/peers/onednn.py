@@ -16,6 +16,7 @@ from bench.cases import Array, Case, MissingError, Work, aligned, updated
 
 def work(layout: str, case: Case, operation: str) -> Work:
     """Its work on tensors that lie in memory as ``layout`` says."""
+    case.needs_kept_memory()
     onednn.set_threads(numba.get_num_threads())
     images, pixels, channels = _pixels(case.x).shape
     gamma, beta, mean, var = (aligned(values) for values in case.vectors)

@@ -18,6 +18,7 @@ OUTPUTS = ("out", "running_mean", "running_var")
 
 def session(case: Case, operation: str) -> Work:
     """Inference, and training forward by the node's training mode; there are no gradients."""
+    case.needs_kept_memory()
     if "backward" in operation:
         raise MissingError("its CPU provider has no gradients")
     inputs = {"x": aligned(rows(case.x) if case.last else case.x)}

@@ -27,6 +27,7 @@ def core() -> Any:
 
 def request(case: Case, operation: str) -> Work:
     """Inference; there is no training."""
+    case.needs_kept_memory()
     if operation != "inference":
         raise MissingError("no operation takes the batch's statistics")
     if case.x.dtype == np.float64:

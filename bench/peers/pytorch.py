@@ -1,4 +1,4 @@
-"""PyTorch three times: eager, eager kernels on preallocated memory, and compiled."""
+"""PyTorch four times: eager, eager kernels with new results and on preallocated memory, and compiled."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def eager(case: Case, operation: str) -> Work:
 
 def compiled(case: Case, operation: str) -> Work:
     """The same through ``torch.compile``, which needs a C++ compiler."""
+    case.compiles()
     torch._dynamo.reset()  # else the ninth shape runs uncompiled
     torch._inductor.config.cpp.threads = numba.get_num_threads()
     torch._inductor.config.compile_threads = 1  # else it forks, under the feet of other libraries' threads
@@ -34,8 +35,39 @@ def compiled(case: Case, operation: str) -> Work:
             raise MissingError(f"does not compile: {reason}") from error
 
 
+def functional(case: Case, operation: str) -> Work:
+    """PyTorch's own kernels without autograd; a new tensor for every result."""
+    x, dout, gamma, beta, *statistics = _tensors(case)
+    running = [statistic.clone() for statistic in statistics]
+    normalize = torch.ops.aten.native_batch_norm.default
+    differentiate = torch.ops.aten.native_batch_norm_backward.default
+
+    def forward() -> Any:
+        return normalize(x, gamma, beta, *running, True, 0.1, case.eps)
+
+    def backward(saved: Sequence[Any]) -> Any:
+        return differentiate(dout, x, gamma, *running, *saved, True, case.eps, [True, True, True])
+
+    def both() -> tuple[Any, ...]:
+        out, *saved = forward()
+        return out, *backward(saved)
+
+    def inference() -> Any:
+        return normalize(x, gamma, beta, *statistics, False, 0.1, case.eps)
+
+    if operation == "backward":
+        saved = forward()[1:]
+        return Work(lambda: backward(saved), lambda gradients: _arrays(case, *gradients))
+    return {
+        "forward": Work(forward, lambda values: _arrays(case, values[0], *running)),
+        "forward + backward": Work(both, lambda values: _arrays(case, values[0], *running, *values[1:])),
+        "inference": Work(inference, lambda values: _arrays(case, values[0])),
+    }[operation]
+
+
 def preallocated(case: Case, operation: str) -> Work:
     """PyTorch's own kernels through their ``out=`` forms: no autograd, no allocation."""
+    case.needs_kept_memory()
     x, dout, gamma, beta, *statistics = _tensors(case)
     running = [statistic.clone() for statistic in statistics]
     out, dx = torch.empty_like(x), torch.empty_like(x)
@@ -70,12 +102,14 @@ def preallocated(case: Case, operation: str) -> Work:
 
 
 def _tensors(case: Case) -> list[Any]:
-    """x, dout, gamma, beta, running mean and variance, where PyTorch allocates them.
+    """x, dout, gamma, beta, running mean and variance, where PyTorch allocates them if the case's are not for all.
 
     With three dimensions and the channels last, ``native_batch_norm.out`` reads elsewhere: such tensors get a fourth.
     """
     torch.set_num_threads(numba.get_num_threads())
-    tensors = [torch.from_numpy(array).clone() for array in (case.x, case.dout)]
+    tensors = [torch.from_numpy(array) for array in (case.x, case.dout)]
+    if not case.fresh:
+        tensors = [tensor.clone() for tensor in tensors]
     if case.last and case.x.ndim == 3:
         tensors = [tensor.unsqueeze(3) for tensor in tensors]
     return tensors + [torch.from_numpy(array).clone() for array in case.vectors]
