@@ -97,7 +97,8 @@ class _BatchNorm(nn.Module):
         if self.training or (mean is None and var is None):
             return self._train(x)
         weight, bias = self.weight, self.bias
-        if mean is None or var is None or has_torch_function_variadic(mean, var, weight, bias):
+        special = mean is None or var is None or has_torch_function_variadic(mean, var, weight, bias)
+        if special or not self.eps >= 0:
             return super().forward(x)
         return normalize(x, weight, bias, mean, var, 0.0 if self.momentum is None else self.momentum, self.eps)
 
@@ -141,8 +142,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         running_mean = (1 - momentum) * running_mean + momentum * mean
         running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
 
-    Statistics are computed in float64; ``out`` has the dtype and strides of ``x``. The state is updated when ``out`` is
-    there, all together or, after any exception, not at all.
+    Statistics are computed in float64; ``out`` has the dtype and memory format of ``x``. The state is updated when
+    ``out`` is there, all together or, after any exception, not at all.
 
     Raises
     ------

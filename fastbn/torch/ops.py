@@ -1,9 +1,9 @@
 """The operators ``torch.ops.fastbn``: training mode batch normalization of CPU tensors, and its autograd function.
 
 Operators run fastbn's kernels on the memory of the tensors, without a copy where these are contiguous or channels last.
-Results lie in memory as ``x`` does and are allocated by PyTorch. They know nothing of autograd; ``BatchNormFunction``,
-which calls them, does. ``torch.compile`` takes them into its graphs, so that compiled and eager models give the same
-bits.
+Results are allocated by PyTorch, in the memory format in which its own function would return them. Operators know
+nothing of autograd; ``BatchNormFunction``, which calls them, does. ``torch.compile`` takes them into its graphs, so
+that compiled and eager models give the same bits.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _library.define(
 )
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def _array(tensor: Tensor) -> Array:
     """The memory of a tensor as an array."""
     array: Array = tensor.detach().numpy()
@@ -49,14 +52,25 @@ def _optional(tensor: Tensor | None) -> Array | None:
     return None if tensor is None else _array(tensor)
 
 
-def _channels_last_axis(x: Tensor) -> bool:
-    """Whether ``x`` is to be seen with its channels on the last axis, along which its memory is contiguous."""
-    return x.stride(1) == 1 and not x.is_contiguous()
+def _result_like(x: Tensor) -> Tensor:
+    """A new tensor in PyTorch's memory format for a result: channels last if ``x`` is, else contiguous."""
+    result = torch.empty_like(x)
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    if result.is_contiguous() or (channels_last is not None and result.is_contiguous(memory_format=channels_last)):
+        return result
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _move_channels(array: Array) -> Array:
-    """(N, C, ...) as (N, ..., C); ``np.moveaxis`` takes 2 us longer."""
-    return array.transpose(0, *range(2, array.ndim), 1)
+def _arrays(result: Tensor, *tensors: Tensor) -> tuple[int, list[Array]]:
+    """The axis of channels, and tensors as arrays that lie in memory as the result, which comes last, does."""
+    strides = result.stride()
+    ordered = [each if each.stride() == strides else torch.empty_like(result).copy_(each) for each in tensors]
+    arrays = [_array(each) for each in (*ordered, result)]
+    if result.is_contiguous():
+        return 1, arrays
+    last = result.dim() - 1
+    # What ``np.moveaxis(array, 1, -1)`` does, which takes 2 us longer.
+    return last, [each.transpose(0, *range(2, last + 1), 1) for each in arrays]
 
 
 def _require(condition: bool, expected: str, *given: Tensor | None) -> None:
@@ -84,14 +98,12 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``out = (x - mean) * inv_std * weight + bias`` with ``inv_std = 1 / sqrt(var + eps)``.
 
-    ``mean``, ``inv_std`` and ``var``, which is biased, are (C,) float64; ``out`` is of ``x``'s dtype and strides.
+    ``mean``, ``inv_std`` and ``var``, which is biased, are (C,) float64; ``out`` is of ``x``'s dtype and memory format.
     """
     _require_input(x, weight, bias)
-    out = torch.empty_like(x)
-    arrays, axis = (_array(x), out.numpy()), 1
-    if _channels_last_axis(x):
-        arrays, axis = (_move_channels(arrays[0]), _move_channels(arrays[1])), x.dim() - 1
-    statistics = on_torch_threads(_forward, arrays[0], axis, eps, _optional(weight), _optional(bias), arrays[1])
+    out = _result_like(x)
+    axis, (values, result) = _arrays(out, x)
+    statistics = on_torch_threads(_forward, values, axis, eps, _optional(weight), _optional(bias), result)
     mean, inv_std, var = statistics
     return out, torch.from_numpy(mean), torch.from_numpy(inv_std), torch.from_numpy(var)
 
@@ -108,16 +120,12 @@ def _backward_cpu(
     _require_input(x, weight, mean, inv_std)
     _require(dout.shape == x.shape and dout.dtype == x.dtype, "dout like x", dout, x)
     _require(mean.dtype == inv_std.dtype == torch.float64, "statistics of float64", mean, inv_std)
-    dx = torch.empty_like(x)
-    arrays, axis = [_array(dout), _array(x), dx.numpy()], 1
-    if _channels_last_axis(x):
-        arrays, axis = [_move_channels(each) for each in arrays], x.dim() - 1
+    dx = _result_like(x)
+    axis, (gradient, values, result) = _arrays(dx, dout, x)
     statistics = np.ascontiguousarray(_array(mean)), np.ascontiguousarray(_array(inv_std))
-    _, sums = on_torch_threads(_engine.backward, arrays[0], arrays[1], axis, *statistics, _optional(weight), arrays[2])
+    _, sums = on_torch_threads(_engine.backward, gradient, values, axis, *statistics, _optional(weight), result)
     with np.errstate(over="ignore"):
-        dweight, dbias = (
-            torch.from_numpy(each.astype(arrays[1].dtype)) for each in (sums.sum_dout_xhat, sums.sum_dout)
-        )
+        dweight, dbias = (torch.from_numpy(each.astype(values.dtype)) for each in (sums.sum_dout_xhat, sums.sum_dout))
     return dx, dweight, dbias
 
 
@@ -169,14 +177,14 @@ def _forward_fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, inv_std, var = (x.new_empty(x.shape[1], dtype=torch.float64) for _ in range(3))
-    return torch.empty_like(x), mean, inv_std, var
+    return _result_like(x), mean, inv_std, var
 
 
 @torch.library.register_fake("fastbn::batch_norm_backward", lib=_library)
 def _backward_fake(
     dout: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inv_std: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    return _result_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
 @torch.library.register_fake("fastbn::update_running", lib=_library)
