@@ -60,12 +60,13 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``; what is no (N, C, H, W) of the dtype of the buffers is broadcast as in torchvision."""
-        vectors = self.weight, self.bias, self.running_mean, self.running_var
-        if takes(x, *vectors) and x.dim() == 4:
-            return normalize(x, *vectors, 0.0, self.eps)
-        weight, bias, mean, var = (each.reshape(1, -1, 1, 1) for each in vectors)
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles nothing in here
+            if takes(x, weight, bias, mean, var) and x.dim() == 4:
+                return normalize(x, weight, bias, mean, var, 0.0, self.eps)
         scale = weight * (var + self.eps).rsqrt()
-        return x * scale + (bias - mean * scale)
+        shift = bias - mean * scale
+        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"
