@@ -7,10 +7,9 @@ import shutil
 
 import pytest
 
-from tests.test_torch_ops import values
-
 torch = pytest.importorskip("torch")
 import fastbn.torch as ft  # noqa: E402 - needs PyTorch
+from tests.torch_data import values  # noqa: E402
 
 pytestmark = [
     pytest.mark.peers,

@@ -8,11 +8,10 @@ import logging
 import numpy as np
 import pytest
 
-from tests.test_torch_ops import values
-
 torch = pytest.importorskip("torch")
 import fastbn.torch as ft  # noqa: E402 - needs PyTorch
 from fastbn.torch.modules import SyncBatchNorm  # noqa: E402
+from tests.torch_data import values  # noqa: E402
 
 pytestmark = pytest.mark.peers
 

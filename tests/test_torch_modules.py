@@ -9,13 +9,13 @@ from inspect import signature
 import numpy as np
 import pytest
 
-from tests.test_torch_ops import saved_by, values
 from tests.tolerances import ulps
 
 torch = pytest.importorskip("torch")
 import fastbn.torch as ft  # noqa: E402 - needs PyTorch
 from fastbn.torch import modules  # noqa: E402
 from fastbn.torch.modules import SyncBatchNorm  # noqa: E402
+from tests.torch_data import saved_by, values  # noqa: E402
 
 # PyTorch imports its own deprecated TorchScript where it is asked for its sample inputs or dual numbers.
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 
 from tests.tolerances import ULPS, ulps
 
 torch = pytest.importorskip("torch")
-from fastbn.torch.functions import BatchNormFunction, FrozenFunction  # noqa: E402 - needs PyTorch
+import fastbn.torch as ft  # noqa: E402 - needs PyTorch
+from fastbn.torch import threads  # noqa: E402
+from fastbn.torch.functions import BatchNormFunction, FrozenFunction  # noqa: E402
+from tests.torch_data import saved_by, values  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -30,11 +37,6 @@ LAYOUTS = {
     "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
     "expanded": lambda x: x[:, :1].expand(x.shape),
 }
-
-
-def values(shape, dtype=torch.float32, seed=0, mean=0.5):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).mul(2).add(mean).to(dtype)
 
 
 def exact(x, weight, bias, dout, eps=1e-5):
@@ -184,14 +186,6 @@ def test_an_undefined_gradient():
     assert x.grad is None
 
 
-def saved_by(function):
-    """What ``function`` keeps for backward."""
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
-        function()
-    return saved
-
-
 def test_saved_tensors():
     x, weight, bias = (values(s).requires_grad_() for s in ((4, 5, 3), 5, 5))
     saved = saved_by(lambda: BatchNormFunction.apply(x, weight, bias, 1e-5))
@@ -239,20 +233,48 @@ def test_pytorchs_number_of_threads(threads):
     assert finished.returncode == 0, finished.stderr
 
 
-def test_without_the_threading_layer(monkeypatch):
-    from fastbn.torch import threads
+@pytest.mark.parametrize(("pytorchs", "numbas"), [(1, 2), (2, 1), (2, 2), (99, 1)])
+def test_a_call_has_pytorchs_number_of_threads(monkeypatch, pytorchs, numbas):
+    available = numba.config.NUMBA_NUM_THREADS
+    numba.set_num_threads(min(numbas, available))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: pytorchs)
+    assert threads.on_torch_threads(numba.get_num_threads) == min(pytorchs, available)
+    assert numba.get_num_threads() == min(numbas, available)
 
+
+@pytest.mark.parametrize("counts", [(3, 3), (3, 8)])
+def test_the_first_call(monkeypatch, counts):
+    """It starts the pool, which may change PyTorch's number, and goes on where no threading layer is there."""
+    number, given = iter((3, *counts)), []
     monkeypatch.setattr(threads.pool, "_is_initialized", False)
     monkeypatch.setattr(threads, "threads_usable", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: next(number))
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
     assert threads.on_torch_threads(lambda *args: args, 1, 2) == (1, 2)
+    assert given == [3] * (counts[0] != counts[1])
 
 
-def test_without_pytorch():
-    program = "import sys; sys.modules['torch'] = None; import fastbn.torch"
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert finished.stderr.endswith(
-        "ImportError: fastbn.torch: expected the package torch, fastbn's extra [torch]: pip install torch\n"
-    )
+def test_backward_in_another_thread_and_several_at_once():
+    layers = [ft.BatchNorm1d(5) for _ in range(4)]
+    x = values((300, 5))
+
+    def train(layer):
+        for _ in range(10):
+            out = layer(x.clone().requires_grad_())
+            thread = threading.Thread(target=out.square().sum().backward)
+            thread.start()
+            thread.join()
+        return layer.weight.grad
+
+    with ThreadPoolExecutor(4) as pool:
+        gradients = list(pool.map(train, layers))
+    assert all(torch.equal(each, gradients[0]) for each in gradients)
+
+
+def test_without_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"fastbn's extra \[torch\]: pip install torch"):
+        runpy.run_path(ft.__file__)
 
 
 def test_the_core_does_not_import_pytorch():

@@ -79,6 +79,13 @@ def normalize(
     return torch.batch_norm(x, weight, bias, mean, var, False, momentum, eps, torch.backends.cudnn.enabled)
 
 
+def _can_count(counter: Tensor | None, momentum: float | None) -> bool:
+    """Whether ``fastbn::update_running`` takes this counter."""
+    if counter is None:
+        return momentum is not None
+    return type(counter) is Tensor and counter.is_cpu and counter.dtype is torch.int64 and counter.dim() == 0
+
+
 class _BatchNorm(nn.Module):
     """``forward`` of the layers, whose other base is PyTorch's layer."""
 
@@ -95,33 +102,32 @@ class _BatchNorm(nn.Module):
         self._check_input_dim(x)
         mean, var = self.running_mean, self.running_var
         if self.training or (mean is None and var is None):
-            return self._train(x)
+            return self._train(x, mean, var)
         weight, bias = self.weight, self.bias
         special = mean is None or var is None or has_torch_function_variadic(mean, var, weight, bias)
         if special or not self.eps >= 0:
             return super().forward(x)
         return normalize(x, weight, bias, mean, var, 0.0 if self.momentum is None else self.momentum, self.eps)
 
-    def _train(self, x: Tensor) -> Tensor:
+    def _train(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
         """With the batch's statistics."""
-        if not _is_ordinary(x) or x.numel() <= x.shape[1] or not self.eps > 0:
+        eps = self.eps
+        if not _is_ordinary(x) or x.numel() <= x.shape[1] or not eps > 0:
             return super().forward(x)
-        running = (self.running_mean, self.running_var) if self.training and self.track_running_stats else ()
-        counter, weight, bias = self.num_batches_tracked, self.weight, self.bias
-        if not _fit(x, weight, bias, *running) or (running and not self._can_update(counter)):
+        weight, bias = self.weight, self.bias
+        if not (self.training and self.track_running_stats):
+            return BatchNormFunction.apply(x, weight, bias, eps)[0] if _fit(x, weight, bias) else super().forward(x)
+        counter, momentum = self.num_batches_tracked, self.momentum
+        if (
+            running_mean is None
+            or running_var is None
+            or not _fit(x, weight, bias, running_mean, running_var)
+            or not _can_count(counter, momentum)
+        ):
             return super().forward(x)
-        out, mean, var = BatchNormFunction.apply(x, weight, bias, self.eps)
-        if running:
-            update_running(*running, counter, mean, var, x.numel() // x.shape[1], self.momentum)
+        out, mean, var = BatchNormFunction.apply(x, weight, bias, eps)
+        update_running(running_mean, running_var, counter, mean, var, x.numel() // x.shape[1], momentum)
         return out
-
-    def _can_update(self, counter: Tensor | None) -> bool:
-        """Whether ``fastbn::update_running`` can do all that PyTorch does to the state of this layer."""
-        if self.running_mean is None or self.running_var is None:
-            return False
-        if counter is None:
-            return self.momentum is not None
-        return type(counter) is Tensor and counter.is_cpu and counter.dtype is torch.int64 and counter.dim() == 0
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles for this layer: PyTorch's, with the same parameters and buffers."""
@@ -182,8 +188,8 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
         super()._check_input_dim(x)
         self._check_non_zero_input_channels(x)
 
-    def _train(self, x: Tensor) -> Tensor:
+    def _train(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
         several = distributed.is_available() and distributed.is_initialized()
         if self.training and several and distributed.get_world_size(self.process_group) > 1:
             return nn.SyncBatchNorm.forward(self, x)
-        return super()._train(x)
+        return super()._train(x, running_mean, running_var)

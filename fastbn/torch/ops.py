@@ -44,7 +44,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def _array(tensor: Tensor) -> Array:
     """The memory of a tensor as an array."""
-    array: Array = tensor.detach().numpy()
+    array: Array = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
     return array
 
 
