@@ -244,6 +244,41 @@ def test_two_forwards_before_one_backward():
     (first + layer(x * 2)).square().sum().backward()
 
 
+def test_batches_of_gradients():
+    layer, peer = pair(ft.BatchNorm1d, nn.BatchNorm1d)
+    x, dout = values((4, 5)).requires_grad_(), values((3, 4, 5), seed=1)
+    batched = [torch.autograd.grad(each(x), x, dout, is_grads_batched=True)[0] for each in (layer, peer)]
+    torch.testing.assert_close(*batched)
+    function = torch.autograd.functional.jacobian
+    torch.testing.assert_close(function(layer, x, vectorize=True), function(peer, x))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.autograd.detect_anomaly])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_modes_of_autograd(fast, mode):
+    layer, peer = pair(ft.BatchNorm1d, nn.BatchNorm1d)
+    with mode():
+        torch.testing.assert_close(layer(values((4, 5))), peer(values((4, 5))))
+    torch.testing.assert_close(layer.state_dict(), peer.state_dict())
+    assert fast == ["BatchNormFunction"]
+
+
+def test_a_tensor_changed_after_forward_is_noticed():
+    x = values((4, 5)).requires_grad_() * 1
+    out = ft.BatchNorm1d(5)(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_result_may_be_changed():
+    layer, x = ft.BatchNorm1d(5), values((4, 5)).requires_grad_()
+    layer(x).mul_(2).relu_().sum().backward()
+    gradient, x.grad = x.grad, None
+    (layer(x) * 2).relu().sum().backward()
+    assert torch.equal(gradient, x.grad)
+
+
 def test_double_backward():
     layer = ft.BatchNorm2d(3).double()
     x = values((2, 3, 2, 2), torch.float64).requires_grad_()

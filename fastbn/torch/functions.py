@@ -14,8 +14,9 @@ class BatchNormFunction(torch.autograd.Function):
     """Batch normalization with the batch's own statistics: ``apply(x, weight, bias, eps)`` gives out, mean and var.
 
     Mean and var, which is biased, are (C,) float64 and not differentiable. Saved are ``x``, ``weight`` and two vectors
-    of statistics; running statistics are not known here, so they may change before backward. A first gradient is
-    computed by fastbn, one that is to be differentiated again by PyTorch's own differentiable function.
+    of statistics; running statistics are not known here, so they may change before backward. A gradient is
+    computed by fastbn; one that is to be differentiated again, or that is one of a batch under ``torch.vmap``, by
+    PyTorch's own function.
     """
 
     @staticmethod
@@ -32,12 +33,12 @@ class BatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """``fastbn::batch_norm_backward``, or PyTorch's where the gradient itself is to be differentiated."""
+        """``fastbn::batch_norm_backward``, or PyTorch's own function."""
         if dout is None:
             return None, None, None, None
         x, weight, mean, inv_std = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             statistics = mean.to(x.dtype), inv_std.to(x.dtype)
             gradients = torch.ops.aten.native_batch_norm_backward(
                 dout, x, weight, None, None, *statistics, True, ctx.eps, wanted
