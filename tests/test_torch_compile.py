@@ -123,8 +123,7 @@ def test_frozen_layers_compile():
     compiled(x).sum().backward()
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("training", "strict"), [(False, False), (False, True), (True, False)])
 def test_export_is_pytorchs(training, strict):
     layer, x = layer_only()
     graphs = []
@@ -134,6 +133,14 @@ def test_export_is_pytorchs(training, strict):
         program.module()(x)
     assert graphs[0] == graphs[1]
     assert "aten.batch_norm.default" in graphs[0]
+
+
+def test_strict_export_in_training_mode_keeps_operators():
+    layer, x = layer_only()
+    program = torch.export.export(layer, (x,), strict=True)
+    expected = copy.deepcopy(layer)(x)
+    assert torch.equal(program.module()(x), expected)
+    assert "fastbn.batch_norm_forward" in str(program)
 
 
 @pytest.mark.parametrize("training", [True, False])

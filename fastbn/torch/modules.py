@@ -4,7 +4,9 @@ That is where the batch's own statistics are used, for CPU tensors of float32 or
 dtype. In everything else a layer is PyTorch's own, with its results and its errors: with running statistics, on other
 devices, for other dtypes and memory layouts, for tensors of one value per channel or none, for subclasses of
 ``torch.Tensor`` and inside a ``TorchFunctionMode`` (``torch.set_default_device`` is one), under the transforms of
-``torch.func`` and forward-mode differentiation, in ``torch.jit.trace`` and ``torch.export``.
+``torch.func`` and forward-mode differentiation, in ``torch.jit.trace``, ``torch.jit.script`` and ``torch.export``.
+(With ``strict=True`` a program that is exported in training mode holds fastbn's operators: Dynamo traces it, and does
+not say in every version of PyTorch whether for export or for ``torch.compile``.)
 
 Two things differ from PyTorch. Under activation checkpointing a batch enters the running statistics once, not twice
 (see ``ops``). With running statistics and parameters that need no gradient, no tensor of the size of the input is kept.
@@ -35,7 +37,6 @@ def _is_ordinary(x: Tensor) -> bool:
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()
     )
 
 
