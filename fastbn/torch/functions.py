@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.torch.ops import batch_norm_backward, batch_norm_forward
+from fastbn.kernels.pointers import Training
+from fastbn.torch import eager
+from fastbn.torch.ops import batch_norm_backward, batch_norm_forward, update_running
 
 
 class BatchNormFunction(torch.autograd.Function):
@@ -37,16 +39,74 @@ class BatchNormFunction(torch.autograd.Function):
         if dout is None:
             return None, None, None, None
         x, weight, mean, inv_std = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            statistics = mean.to(x.dtype), inv_std.to(x.dtype)
-            gradients = torch.ops.aten.native_batch_norm_backward(
-                dout, x, weight, None, None, *statistics, True, ctx.eps, wanted
-            )
+        return *_gradients(dout, x, weight, mean, inv_std, ctx.eps, ctx.needs_input_grad[:3]), None
+
+
+def _gradients(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    eps: float,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of ``x``, ``weight`` and ``bias``: by ``fastbn::batch_norm_backward``, or PyTorch's own function."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        statistics = mean.to(x.dtype), inv_std.to(x.dtype)
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            dout, x, weight, None, None, *statistics, True, eps, wanted
+        )
+    else:
+        gradients = batch_norm_backward(dout, x, weight, mean, inv_std)
+    dx, dweight, dbias = (each if want else None for each, want in zip(gradients, wanted, strict=True))
+    return dx, dweight, dbias
+
+
+class EagerFunction(torch.autograd.Function):
+    """``BatchNormFunction`` of an ordinary eager call: ``apply(x, weight, bias, eps, route, update)`` gives ``out``.
+
+    ``route`` and ``update`` are those of ``eager.forward``, which also updates the running statistics.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        route: Training,
+        update: tuple[Any, ...],
+    ) -> Tensor:
+        """One compiled call; where it is not taken, the operators."""
+        result = eager.forward(x, route, weight, bias, eps, update)
+        if result is None:
+            out, mean, inv_std, var = batch_norm_forward(x, weight, bias, eps)
+            statistics = torch.stack((mean, inv_std, var))
+            *running, momentum = update
+            if running[0] is not None:
+                update_running(*running, mean, var, route.count, None if momentum < 0 else momentum)
         else:
-            gradients = batch_norm_backward(dout, x, weight, mean, inv_std)
-        dx, dweight, dbias = (each if want else None for each, want in zip(gradients, wanted, strict=True))
-        return dx, dweight, dbias, None
+            out, statistics = result
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.eps, ctx.route = eps, route
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        """One compiled call, or as ``BatchNormFunction``."""
+        if dout is None:
+            return None, None, None, None, None, None
+        x, weight, statistics = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        gradients = None
+        if type(dout) is Tensor and not torch.is_grad_enabled() and eager.is_plain():
+            gradients = eager.backward(dout, x, ctx.route, weight, statistics, wanted)
+        if gradients is None:
+            gradients = _gradients(dout, x, weight, statistics[0], statistics[1], ctx.eps, wanted)
+        return *gradients, None, None, None
 
 
 class FrozenFunction(torch.autograd.Function):

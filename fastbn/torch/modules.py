@@ -15,6 +15,7 @@ Two things differ from PyTorch. Under activation checkpointing a batch enters th
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -22,7 +23,8 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.overrides import has_torch_function_variadic
 
-from fastbn.torch.functions import BatchNormFunction, FrozenFunction
+from fastbn.torch import eager
+from fastbn.torch.functions import BatchNormFunction, EagerFunction, FrozenFunction
 from fastbn.torch.ops import update_running
 
 
@@ -87,15 +89,57 @@ def _can_count(counter: Tensor | None, momentum: float | None) -> bool:
     return type(counter) is Tensor and counter.is_cpu and counter.dtype is torch.int64 and counter.dim() == 0
 
 
+_NOT_TRACKED = None, None, None, 0.0
+"""Nothing to update."""
+
+
 class _BatchNorm(nn.Module):
     """``forward`` of the layers, whose other base is PyTorch's layer."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in PyTorch
         """Normalise ``input``; in training mode update the running statistics."""
+        if self.training and type(input) is Tensor and not torch.compiler.is_compiling():
+            trained = self._train_eagerly(input)
+            if trained is not None:
+                return trained
         if isinstance(input, Proxy):  # torch.fx: a node of its own, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
         return self._normalized(input)
+
+    def _train_eagerly(self, x: Tensor) -> Tensor | None:
+        """Training mode in an ordinary call; ``None``, with nothing done, where anything is out of the ordinary."""
+        if not (x.is_cpu and x.layout is torch.strided and not x.is_nested and eager.is_plain() and self.eps > 0):
+            return None
+        parameters, buffers = self._parameters, self._buffers
+        if "weight" not in parameters or "bias" not in parameters or len(buffers) < 3:  # parametrized, say
+            return None
+        weight, bias = parameters["weight"], parameters["bias"]
+        self._check_input_dim(x)
+        route = eager.route_of(x)
+        if route is None or not eager.fits(x, weight, bias):
+            return None
+        update = self._update_of(x, buffers)
+        if update is None:
+            return None
+        if torch.is_grad_enabled() and _needs_gradient(x, weight, bias):
+            out: Tensor = EagerFunction.apply(x, weight, bias, self.eps, route, update)
+            return out
+        result = eager.forward(x, route, weight, bias, self.eps, update)
+        return None if result is None else result[0]
+
+    def _update_of(self, x: Tensor, buffers: dict[str, Tensor | None]) -> tuple[Any, ...] | None:
+        """Running mean, running variance, counter and the batch's weight for ``eager.forward``.
+
+        A negative weight is that of a cumulative average. ``None`` where the operators have to do it.
+        """
+        mean, var, counter = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        if not self.track_running_stats or (mean is None and var is None) or torch._C._current_graph_task_id() != -1:
+            return _NOT_TRACKED
+        momentum = self.momentum
+        if mean is None or var is None or not eager.fits(x, mean, var) or not _can_count(counter, momentum):
+            return None
+        return mean, var, counter, -1.0 if momentum is None else momentum
 
     def _normalized(self, x: Tensor) -> Tensor:
         if has_torch_function_variadic(x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 import numba.np.ufunc.parallel as pool
@@ -30,6 +30,25 @@ def on_torch_threads(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     try:
         pool._set_num_threads(wanted)
         return function(*args, **kwargs)
+    finally:
+        pool._set_num_threads(before)
+
+
+def run(
+    entries: tuple[Callable[..., R], Callable[..., R]], streaming: tuple[bool, bool], arguments: tuple[Any, ...]
+) -> R:
+    """Call an entry, for one thread or for several, on as many threads, with whether its result is streamed."""
+    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if wanted == 1 or not (pool._is_initialized or _start_pool()):
+        return entries[0](*arguments, streaming[0])
+    before = pool._get_num_threads()
+    if before == wanted:
+        several = threads_usable()
+        return entries[several](*arguments, streaming[several])
+    try:
+        pool._set_num_threads(wanted)
+        several = threads_usable()
+        return entries[several](*arguments, streaming[several])
     finally:
         pool._set_num_threads(before)
 

@@ -1,0 +1,134 @@
+"""Training mode in ordinary eager calls: one compiled call on the tensors' memory, for forward and for backward.
+
+Ordinary are dense CPU tensors of float32 or float64, contiguous or channels last, with parameters and running
+statistics of the same dtype, while nothing but autograd follows what is done with them. The results are bitwise those
+of the operators (see ``ops``), which do everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from fastbn.kernels.pointers import Training, training
+from fastbn.torch.threads import run
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_routes: dict[Any, Training] = {}
+
+_is_followed = torch._C._len_torch_dispatch_stack
+_is_overridden = torch._C._is_torch_function_mode_enabled
+_is_transformed = torch._C._are_functorch_transforms_active
+_is_traced = torch._C._is_tracing
+
+
+def is_plain() -> bool:
+    """Whether no mode, transform or tracer follows what is done with tensors, but for autograd."""
+    return not (
+        numba.config.DISABLE_JIT
+        or _is_followed()
+        or _is_overridden()
+        or _is_transformed()
+        or _is_traced()
+        or forward_ad._current_level >= 0
+    )
+
+
+def route_of(x: Tensor) -> Training | None:
+    """How a tensor of this shape and layout in memory is trained on, if eager calls take it."""
+    contiguous = x.is_contiguous()
+    key = x.shape, x.dtype, contiguous
+    route = _routes.get(key)
+    if route is not None and (contiguous or _is_channels_last(x)):
+        return route
+    shape, dtype = x.shape, _DTYPES.get(x.dtype)
+    if dtype is None or len(shape) < 2 or x.numel() <= shape[1] or not (contiguous or _is_channels_last(x)):
+        return None
+    values = x.numel() // shape[1]
+    outer = shape[0] if contiguous else values
+    route = _routes[key] = training(outer, shape[1], values // outer, dtype)
+    return route
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    layout = _CHANNELS_LAST.get(x.dim())
+    return layout is not None and x.is_contiguous(memory_format=layout)
+
+
+def forward(
+    x: Tensor, route: Training, weight: Tensor | None, bias: Tensor | None, eps: float, update: tuple[Any, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """``out``, and (3, C) float64 statistics: mean, ``inv_std`` and biased variance.
+
+    ``update`` are running mean, running variance and counter, tensors or ``None``, and the weight of the batch (see
+    ``momentum``). ``None``, with nothing updated, where the operators have to do it.
+    """
+    out = torch.empty_like(x)
+    if out.stride() != x.stride():
+        return None
+    statistics = torch.empty((3, route.cuts[1]), dtype=torch.float64)
+    *running, momentum = update
+    arguments = (
+        x.data_ptr(),
+        _pointer(weight),
+        _pointer(bias),
+        out.data_ptr(),
+        statistics.data_ptr(),
+        *map(_pointer, running),
+        *route.cuts,
+        eps,
+        momentum,
+    )
+    return (out, statistics) if run(route.forward, route.stream_forward, arguments) else None
+
+
+def backward(
+    dout: Tensor, x: Tensor, route: Training, weight: Tensor | None, statistics: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """``dx``, ``dweight`` and ``dbias``, as far as they are wanted; ``None`` where the operators have to do it."""
+    dx = torch.empty_like(x)
+    strides = x.stride()
+    if dx.stride() != strides or dout.stride() != strides or dout.dtype is not x.dtype or dout.shape != x.shape:
+        return None
+    dweight, dbias = (torch.empty(route.cuts[1], dtype=x.dtype) if want else None for want in wanted[1:])
+    arguments = (
+        dout.data_ptr(),
+        x.data_ptr(),
+        _pointer(weight),
+        statistics.data_ptr(),
+        dx.data_ptr(),
+        _pointer(dweight),
+        _pointer(dbias),
+        *route.cuts,
+    )
+    if not run(route.backward, route.stream_backward, arguments):
+        return None
+    return dx if wanted[0] else None, dweight, dbias
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def fits(x: Tensor, *vectors: Tensor | None) -> bool:
+    """Whether each is a dense CPU tensor of ``x``'s dtype with one value per channel, or ``None``."""
+    dtype, channels = x.dtype, x.shape[1]
+    for each in vectors:
+        if each is not None and not (
+            (type(each) is Parameter or type(each) is Tensor)
+            and each.dtype is dtype
+            and each.is_cpu
+            and each.layout is torch.strided
+            and each.dim() == 1
+            and each.numel() == channels
+            and each.is_contiguous()
+        ):
+            return False
+    return True
