@@ -44,6 +44,7 @@ def everything(x, dout, gamma, beta, axis):
     out, cache = fastbn.forward(x, gamma, beta, *running, momentum=0.3, axis=axis, out=nan_like(x))
     gradients = fastbn.backward(dout, cache, out=nan_like(x))
     layer = fastbn.BatchNorm(x.shape[axis], axis=axis, dtype=x.dtype)
+    layer.keep_for_backward = True
     trained, evaluated = layer(x), layer.eval()(x)
     dx, frozen = layer.backward(dout), layer.freeze()(x)
     arrays = [out, cache.mean, cache.inv_std, *gradients, *running, trained, evaluated, dx, frozen]

@@ -203,7 +203,7 @@ def options(**changes):
         {"config": {**CONFIG, "format": 2}},
         {"config": {**CONFIG, "class": "FrozenBatchNorm"}},
         {"config": {**CONFIG, "options": None}},
-        {"config": options(eps=0.0)},
+        {"config": options(eps=-1.0)},
         {"config": options(num_features=4)},
         {"config": options(num_features=2**60)},
         {"config": options(num_features=2**60), "weight": None, "bias": None},

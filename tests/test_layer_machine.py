@@ -69,6 +69,7 @@ class Life(RuleBasedStateMachine):
     def birth(self, affine, tracked, dtype, correction, momentum):
         options = {"affine": affine, "track_running_stats": tracked, "dtype": dtype}
         self.layer = fastbn.BatchNorm(4, correction=correction, momentum=momentum, **options)
+        self.layer.keep_for_backward = True
         self.remember()
 
     def remember(self):
@@ -243,6 +244,7 @@ class Life(RuleBasedStateMachine):
     def save_and_load(self):
         self.layer.save(self.path)
         training, self.layer = self.layer.training, fastbn.BatchNorm.load(self.path).train(self.layer.training)
+        self.layer.keep_for_backward = True
         assert self.layer.training == training
         self.x = None
 

@@ -53,6 +53,7 @@ for dtype, given in itertools.product((np.float32, np.float64), repeat=2):
         x = np.ones(shape, dtype)
         x.flags.writeable = False
         layer = fastbn.BatchNorm(shape[1], dtype=given)
+        layer.keep_for_backward = True
         layer(x), layer.backward(x), layer.eval()(x), layer.backward(x), layer.freeze()(x)
         strided = np.repeat(x, 2, -1)[..., ::2]
         running = np.ones((shape[1], 2), given).T

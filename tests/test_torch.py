@@ -109,6 +109,7 @@ def test_ten_steps_of_a_layer(rng, ours, theirs, shape, options):
     for step in range(12):
         if step == 10:
             layer.eval()
+            layer.keep_for_backward = True
             peer.eval()
         x, dout = tensor(rng, shape, mean=step, scale=2.0), tensor(rng, shape)
         tx = torch.tensor(x).requires_grad_()

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.typing.npydecl import parse_dtype
 
-from fastbn._dispatch import plan
 from fastbn.kernels import channels_last
 from fastbn.kernels.addresses import empty, instruction
 from fastbn.kernels.coefficients import is_near, weighted_mean
@@ -43,9 +42,7 @@ def _array(typingctx: Any, pointer: Any, size: Any, dtype: Any) -> Any:
         itemsize = context.get_constant(types.intp, result.dtype.bitwidth // 8)
         data = builder.inttoptr(args[0], context.get_value_type(result.dtype).as_pointer())
         nothing = ir.Constant(context.get_value_type(types.voidptr), None)
-        context.populate_array(
-            made, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=nothing
-        )
+        context.populate_array(made, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=nothing)
         return made._getvalue()
 
     return result(types.int64, types.intp, dtype), codegen
@@ -173,7 +170,7 @@ def _as_it_is(shape: Any) -> Any:
 
 
 @functools.cache
-def _compiled(operation: str, module: Any, parallel: bool, at_once: bool, dtype: Any) -> Callable[..., bool]:
+def compiled(operation: str, module: Any, parallel: bool, at_once: bool, dtype: Any) -> Callable[..., bool]:
     """The entry of an operation, ``forward`` or ``backward``, with one of a module's kernels; compiled when called."""
     kernel = operation if at_once else f"{operation}_in_phases"
     twin = "parallel" if parallel else "serial"
@@ -184,35 +181,6 @@ def _compiled(operation: str, module: Any, parallel: bool, at_once: bool, dtype:
     }
     layout = module.__name__.rpartition(".")[2]
     name = f"_{kernel}_{layout}_{twin}_{dtype.__name__}"
-    compiled: Any = entry(
-        with_globals({"forward": _forward, "backward": _backward}[operation], name, bound), parallel=False
-    )
-    return functools.partial(launch, compiled) if parallel else compiled
-
-
-class Training(NamedTuple):
-    """How tensors of one shape and dtype are trained on; what is there twice is for one thread, and for several."""
-
-    forward: tuple[Callable[..., bool], Callable[..., bool]]
-    backward: tuple[Callable[..., bool], Callable[..., bool]]
-    cuts: tuple[int, int, int, int]
-    """Outer dimension, channels, inner dimension, segments: arguments of both."""
-    stream_forward: tuple[bool, bool]
-    stream_backward: tuple[bool, bool]
-    count: int
-    """Values per channel."""
-
-
-@functools.lru_cache(maxsize=1024)
-def training(outer: int, channels: int, inner: int, dtype: Any) -> Training:
-    """For a tensor of (outer, channels, inner) in memory, none of them 0, of float32 or float64."""
-    how = plan(outer, channels, inner, np.dtype(dtype).itemsize)
-
-    def both(operation: str) -> tuple[Callable[..., bool], Callable[..., bool]]:
-        one, several = (
-            _compiled(operation, how.kernels, threads, how.at_once, dtype) for threads in (False, how.parallel)
-        )
-        return one, several
-
-    cuts = outer, channels, inner, how.segments
-    return Training(both("forward"), both("backward"), cuts, how.stream_training, how.stream_dx, how.count)
+    body: Any = _forward if operation == "forward" else _backward
+    function = entry(with_globals(body, name, bound), parallel=False)
+    return functools.partial(launch, function) if parallel else function

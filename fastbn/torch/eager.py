@@ -10,18 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from fastbn.kernels.pointers import Training, training
+from fastbn.torch.routes import Route
 from fastbn.torch.threads import run
-
-_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_routes: dict[Any, Training] = {}
 
 _is_followed = torch._C._len_torch_dispatch_stack
 _is_overridden = torch._C._is_torch_function_mode_enabled
@@ -41,29 +36,8 @@ def is_plain() -> bool:
     )
 
 
-def route_of(x: Tensor) -> Training | None:
-    """How a tensor of this shape and layout in memory is trained on, if eager calls take it."""
-    contiguous = x.is_contiguous()
-    key = x.shape, x.dtype, contiguous
-    route = _routes.get(key)
-    if route is not None and (contiguous or _is_channels_last(x)):
-        return route
-    shape, dtype = x.shape, _DTYPES.get(x.dtype)
-    if dtype is None or len(shape) < 2 or x.numel() <= shape[1] or not (contiguous or _is_channels_last(x)):
-        return None
-    values = x.numel() // shape[1]
-    outer = shape[0] if contiguous else values
-    route = _routes[key] = training(outer, shape[1], values // outer, dtype)
-    return route
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    layout = _CHANNELS_LAST.get(x.dim())
-    return layout is not None and x.is_contiguous(memory_format=layout)
-
-
 def forward(
-    x: Tensor, route: Training, weight: Tensor | None, bias: Tensor | None, eps: float, update: tuple[Any, ...]
+    x: Tensor, route: Route, weight: Tensor | None, bias: Tensor | None, eps: float, update: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor] | None:
     """``out``, and (3, C) float64 statistics: mean, ``inv_std`` and biased variance.
 
@@ -74,14 +48,16 @@ def forward(
     if out.stride() != x.stride():
         return None
     statistics = torch.empty((3, route.cuts[1]), dtype=torch.float64)
-    *running, momentum = update
+    mean, var, counter, momentum = update
     arguments = (
         x.data_ptr(),
-        _pointer(weight),
-        _pointer(bias),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         statistics.data_ptr(),
-        *map(_pointer, running),
+        0 if mean is None else mean.data_ptr(),
+        0 if var is None else var.data_ptr(),
+        0 if counter is None else counter.data_ptr(),
         *route.cuts,
         eps,
         momentum,
@@ -90,31 +66,28 @@ def forward(
 
 
 def backward(
-    dout: Tensor, x: Tensor, route: Training, weight: Tensor | None, statistics: Tensor, wanted: tuple[bool, bool, bool]
+    dout: Tensor, x: Tensor, route: Route, weight: Tensor | None, statistics: Tensor, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """``dx``, ``dweight`` and ``dbias``, as far as they are wanted; ``None`` where the operators have to do it."""
     dx = torch.empty_like(x)
     strides = x.stride()
     if dx.stride() != strides or dout.stride() != strides or dout.dtype is not x.dtype or dout.shape != x.shape:
         return None
-    dweight, dbias = (torch.empty(route.cuts[1], dtype=x.dtype) if want else None for want in wanted[1:])
+    dweight = torch.empty(route.cuts[1], dtype=x.dtype) if wanted[1] else None
+    dbias = torch.empty(route.cuts[1], dtype=x.dtype) if wanted[2] else None
     arguments = (
         dout.data_ptr(),
         x.data_ptr(),
-        _pointer(weight),
+        0 if weight is None else weight.data_ptr(),
         statistics.data_ptr(),
         dx.data_ptr(),
-        _pointer(dweight),
-        _pointer(dbias),
+        0 if dweight is None else dweight.data_ptr(),
+        0 if dbias is None else dbias.data_ptr(),
         *route.cuts,
     )
     if not run(route.backward, route.stream_backward, arguments):
         return None
     return dx if wanted[0] else None, dweight, dbias
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def fits(x: Tensor, *vectors: Tensor | None) -> bool:

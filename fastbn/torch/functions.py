@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.kernels.pointers import Training
 from fastbn.torch import eager
 from fastbn.torch.ops import batch_norm_backward, batch_norm_forward, update_running
+from fastbn.torch.routes import Route
 
 
 class BatchNormFunction(torch.autograd.Function):
@@ -76,7 +76,7 @@ class EagerFunction(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        route: Training,
+        route: Route,
         update: tuple[Any, ...],
     ) -> Tensor:
         """One compiled call; where it is not taken, the operators."""
@@ -86,7 +86,7 @@ class EagerFunction(torch.autograd.Function):
             statistics = torch.stack((mean, inv_std, var))
             *running, momentum = update
             if running[0] is not None:
-                update_running(*running, mean, var, route.count, None if momentum < 0 else momentum)
+                update_running(*running, mean, var, route.per_channel, None if momentum < 0 else momentum)
         else:
             out, statistics = result
         ctx.save_for_backward(x, weight, statistics)
@@ -107,6 +107,10 @@ class EagerFunction(torch.autograd.Function):
         if gradients is None:
             gradients = _gradients(dout, x, weight, statistics[0], statistics[1], ctx.eps, wanted)
         return *gradients, None, None, None
+
+
+apply_eagerly = super(torch.autograd.Function, EagerFunction).apply
+"""``EagerFunction.apply`` without its look for the transforms of ``torch.func``, of which ``eager.is_plain`` knows."""
 
 
 class FrozenFunction(torch.autograd.Function):

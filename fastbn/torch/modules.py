@@ -24,8 +24,9 @@ from torch.fx import Proxy
 from torch.overrides import has_torch_function_variadic
 
 from fastbn.torch import eager
-from fastbn.torch.functions import BatchNormFunction, EagerFunction, FrozenFunction
+from fastbn.torch.functions import BatchNormFunction, FrozenFunction, apply_eagerly
 from fastbn.torch.ops import update_running
+from fastbn.torch.routes import route_of
 
 
 def _is_ordinary(x: Tensor) -> bool:
@@ -89,7 +90,7 @@ def _can_count(counter: Tensor | None, momentum: float | None) -> bool:
     return type(counter) is Tensor and counter.is_cpu and counter.dtype is torch.int64 and counter.dim() == 0
 
 
-_NOT_TRACKED = None, None, None, 0.0
+_NOT_TRACKED: tuple[Any, ...] = None, None, None, 0.0
 """Nothing to update."""
 
 
@@ -109,37 +110,33 @@ class _BatchNorm(nn.Module):
 
     def _train_eagerly(self, x: Tensor) -> Tensor | None:
         """Training mode in an ordinary call; ``None``, with nothing done, where anything is out of the ordinary."""
-        if not (x.is_cpu and x.layout is torch.strided and not x.is_nested and eager.is_plain() and self.eps > 0):
+        if not (eager.is_plain() and x.is_cpu and x.layout is torch.strided and not x.is_nested and self.eps > 0):
             return None
         parameters, buffers = self._parameters, self._buffers
-        if "weight" not in parameters or "bias" not in parameters or len(buffers) < 3:  # parametrized, say
+        if "weight" not in parameters or "bias" not in parameters:  # parametrized
             return None
-        weight, bias = parameters["weight"], parameters["bias"]
         self._check_input_dim(x)
-        route = eager.route_of(x)
-        if route is None or not eager.fits(x, weight, bias):
+        weight, bias = parameters["weight"], parameters["bias"]
+        mean, var, counter = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        route = route_of(x)
+        if route is None or not eager.fits(x, weight, bias, mean, var):
             return None
-        update = self._update_of(x, buffers)
-        if update is None:
+        momentum = self.momentum
+        if not self.track_running_stats or (mean is None and var is None) or torch._C._current_graph_task_id() != -1:
+            update = _NOT_TRACKED
+        elif mean is None or var is None or not _can_count(counter, momentum):
             return None
-        if torch.is_grad_enabled() and _needs_gradient(x, weight, bias):
-            out: Tensor = EagerFunction.apply(x, weight, bias, self.eps, route, update)
+        else:
+            update = mean, var, counter, -1.0 if momentum is None else momentum
+        if torch.is_grad_enabled() and (
+            x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+        ):
+            out: Tensor = apply_eagerly(x, weight, bias, self.eps, route, update)
             return out
         result = eager.forward(x, route, weight, bias, self.eps, update)
         return None if result is None else result[0]
-
-    def _update_of(self, x: Tensor, buffers: dict[str, Tensor | None]) -> tuple[Any, ...] | None:
-        """Running mean, running variance, counter and the batch's weight for ``eager.forward``.
-
-        A negative weight is that of a cumulative average. ``None`` where the operators have to do it.
-        """
-        mean, var, counter = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-        if not self.track_running_stats or (mean is None and var is None) or torch._C._current_graph_task_id() != -1:
-            return _NOT_TRACKED
-        momentum = self.momentum
-        if mean is None or var is None or not eager.fits(x, mean, var) or not _can_count(counter, momentum):
-            return None
-        return mean, var, counter, -1.0 if momentum is None else momentum
 
     def _normalized(self, x: Tensor) -> Tensor:
         if has_torch_function_variadic(x):
