@@ -13,7 +13,7 @@ from tests.tolerances import ulps
 
 torch = pytest.importorskip("torch")
 import fastbn.torch as ft  # noqa: E402 - needs PyTorch
-from fastbn.torch import modules  # noqa: E402
+from fastbn.torch import eager, modules  # noqa: E402
 from fastbn.torch.modules import SyncBatchNorm  # noqa: E402
 from tests.torch_data import saved_by, values  # noqa: E402
 
@@ -59,6 +59,13 @@ def fast(monkeypatch):
             return apply(*args)
 
         monkeypatch.setattr(function, "apply", counted)
+    forward = eager.forward
+
+    def counted_eagerly(*args):
+        calls.append("BatchNormFunction")  # what it stands for
+        return forward(*args)
+
+    monkeypatch.setattr(eager, "forward", counted_eagerly)
     return calls
 
 
@@ -201,10 +208,11 @@ def test_a_function_that_raises_changes_no_state(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for name in ("update_running",):
-        monkeypatch.setattr(modules, name, interrupt)
+    for place, name in ((eager, "run"), (modules, "update_running")):
+        monkeypatch.setattr(place, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             layer(values((4, 5)))
+        monkeypatch.setattr(eager, "is_plain", lambda: False)  # then the operators
         assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
 

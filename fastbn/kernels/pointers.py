@@ -3,7 +3,8 @@
 For callers whose tensors are no NumPy arrays: what a call costs before its kernel runs is then a few conversions of
 numbers, and no Python code of the package. Between the operations of a network that code is in no cache, and takes
 four to five times as long as on a bench. Tensors are dense; of two tensors the values lie in memory in the same order.
-Nothing is checked here. The work is done by the kernels themselves, so results are bitwise those of every other way.
+Results are not streamed: what comes next in a network reads them. Nothing is checked here. The work is done by the
+kernels themselves, so results are bitwise those of every other way.
 """
 
 from __future__ import annotations
@@ -82,7 +83,6 @@ def _forward(
     segments: int,
     eps: float,
     momentum: float,
-    streaming: bool,
 ) -> bool:
     """Write ``out`` and (3, C) float64 ``statistics``: mean, ``inv_std``, biased variance; update what is running.
 
@@ -98,7 +98,7 @@ def _forward(
     gamma = _widened(_array(weight, channels, _dtype), weight != 0, 1.0)
     beta = _widened(_array(bias, channels, _dtype), bias != 0, 0.0)
     result = _array(out, size, _dtype)
-    _kernel(values, _kernel_shape(shape), segments, eps, gamma, beta, result, mean, var, inv_std, streaming)
+    _kernel(values, _kernel_shape(shape), segments, eps, gamma, beta, result, mean, var, inv_std, False)
     if not is_near(_data(values), _data(mean), channels):
         return False
     if running_mean != 0:
@@ -127,7 +127,6 @@ def _backward(
     channels: int,
     inner: int,
     segments: int,
-    streaming: bool,
 ) -> bool:
     """Write ``dx``, and ``dweight`` and ``dbias`` where they are wanted; ``False``, with nothing written, as above."""
     shape = (outer, channels, inner)
@@ -151,7 +150,7 @@ def _backward(
         sum_dout,
         sum_dout_xhat,
         result,
-        streaming,
+        False,
     )
     if dweight != 0:
         target = _array(dweight, channels, _dtype)

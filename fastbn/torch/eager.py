@@ -62,7 +62,7 @@ def forward(
         eps,
         momentum,
     )
-    return (out, statistics) if run(route.forward, route.stream_forward, arguments) else None
+    return (out, statistics) if run(route.forward, arguments) else None
 
 
 def backward(
@@ -85,7 +85,7 @@ def backward(
         0 if dbias is None else dbias.data_ptr(),
         *route.cuts,
     )
-    if not run(route.backward, route.stream_backward, arguments):
+    if not run(route.backward, arguments):
         return None
     return dx if wanted[0] else None, dweight, dbias
 

@@ -102,7 +102,8 @@ class EagerFunction(torch.autograd.Function):
         x, weight, statistics = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         gradients = None
-        if type(dout) is Tensor and not torch.is_grad_enabled() and eager.is_plain():
+        alone = type(dout) is Tensor and not torch._C._functorch.is_legacy_batchedtensor(dout)  # of is_grads_batched
+        if alone and not torch.is_grad_enabled() and eager.is_plain():
             gradients = eager.backward(dout, x, ctx.route, weight, statistics, wanted)
         if gradients is None:
             gradients = _gradients(dout, x, weight, statistics[0], statistics[1], ctx.eps, wanted)

@@ -99,10 +99,6 @@ class _BatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in PyTorch
         """Normalise ``input``; in training mode update the running statistics."""
-        if self.training and type(input) is Tensor and not torch.compiler.is_compiling():
-            trained = self._train_eagerly(input)
-            if trained is not None:
-                return trained
         if isinstance(input, Proxy):  # torch.fx: a node of its own, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
@@ -139,6 +135,10 @@ class _BatchNorm(nn.Module):
         return None if result is None else result[0]
 
     def _normalized(self, x: Tensor) -> Tensor:
+        if self.training and type(x) is Tensor and not torch.compiler.is_compiling():
+            trained = self._train_eagerly(x)
+            if trained is not None:
+                return trained
         if has_torch_function_variadic(x):
             return super().forward(x)
         self._check_input_dim(x)
@@ -230,8 +230,14 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
         super()._check_input_dim(x)
         self._check_non_zero_input_channels(x)
 
-    def _train(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
+    def _is_one_of_several(self) -> bool:
         several = distributed.is_available() and distributed.is_initialized()
-        if self.training and several and distributed.get_world_size(self.process_group) > 1:
+        return several and distributed.get_world_size(self.process_group) > 1
+
+    def _train_eagerly(self, x: Tensor) -> Tensor | None:
+        return None if self._is_one_of_several() else super()._train_eagerly(x)
+
+    def _train(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
+        if self.training and self._is_one_of_several():
             return nn.SyncBatchNorm.forward(self, x)
         return super()._train(x, running_mean, running_var)

@@ -26,13 +26,12 @@ class Route(NamedTuple):
     backward: Entries
     cuts: tuple[int, int, int, int]
     """Outer dimension, channels, inner dimension, segments: arguments of both."""
-    stream_forward: tuple[bool, bool]
-    """Whether the result is streamed on one thread, and on several;"""
-    stream_backward: tuple[bool, bool]
-    """the same of ``dx``."""
     per_channel: int
     """Values of a channel."""
 
+
+MOST_ROUTES = 4096
+"""Shapes that are remembered at a time: batches of sentences may bring new ones for ever."""
 
 _routes: dict[Any, Route] = {}
 
@@ -48,6 +47,8 @@ def route_of(x: Tensor) -> Route | None:
     if route is None:
         route = _new_route(x, contiguous)
         if route is not None:
+            if len(_routes) >= MOST_ROUTES:
+                _routes.clear()
             _routes[key] = route
     return route if contiguous or _is_channels_last(x) else None
 
@@ -67,7 +68,7 @@ def _new_route(x: Tensor, contiguous: bool) -> Route | None:
         return one, several
 
     cuts = outer, channels, per_channel // outer, how.segments
-    return Route(entries("forward"), entries("backward"), cuts, how.stream_training, how.stream_dx, per_channel)
+    return Route(entries("forward"), entries("backward"), cuts, per_channel)
 
 
 def _is_channels_last(x: Tensor) -> bool:

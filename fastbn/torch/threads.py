@@ -34,21 +34,17 @@ def on_torch_threads(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
         pool._set_num_threads(before)
 
 
-def run(
-    entries: tuple[Callable[..., R], Callable[..., R]], streaming: tuple[bool, bool], arguments: tuple[Any, ...]
-) -> R:
-    """Call an entry, for one thread or for several, on as many threads, with whether its result is streamed."""
+def run(entries: tuple[Callable[..., R], Callable[..., R]], arguments: tuple[Any, ...]) -> R:
+    """Call an entry, that for one thread or that for several, on as many threads as PyTorch has."""
     wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     if wanted == 1 or not (pool._is_initialized or _start_pool()):
-        return entries[0](*arguments, streaming[0])
+        return entries[0](*arguments)
     before = pool._get_num_threads()
     if before == wanted:
-        several = threads_usable()
-        return entries[several](*arguments, streaming[several])
+        return entries[threads_usable()](*arguments)
     try:
         pool._set_num_threads(wanted)
-        several = threads_usable()
-        return entries[several](*arguments, streaming[several])
+        return entries[threads_usable()](*arguments)
     finally:
         pool._set_num_threads(before)
 
