@@ -55,7 +55,7 @@ def _vector_bits() -> int:
 
 
 def warmup(jobs: int) -> None:
-    """Compile every kernel, and leave them in the cache folder of the user who runs this: the one who will use them."""
+    """Compile every kernel into the cache folder of the user who runs this. Run it as the user of the program."""
     start = time.perf_counter()
     total = len(_warmup.work())
     for done, name in enumerate(_warmup.compiled(jobs), 1):

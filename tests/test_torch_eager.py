@@ -141,6 +141,18 @@ def test_means_far_from_zero(channels_last):
     assert int(layer.num_batches_tracked) == 2
 
 
+def test_options_that_are_integers():
+    """Of the same compiled functions: another signature would take seconds."""
+    x = tensor((8, 3, 4, 5), torch.float32, False)
+    ft.BatchNorm2d(3)(x)
+    compiled = routes.route_of(x).forward[0]
+    before = len(compiled.signatures)
+    layer = ft.BatchNorm2d(3, momentum=1, eps=1)
+    layer(x)
+    assert len(compiled.signatures) == before
+    assert torch.allclose(layer.running_mean, x.mean((0, 2, 3)))
+
+
 def test_modes_see_the_operators():
     """Whatever follows what is done with tensors would not see a compiled call."""
     from torch.utils._python_dispatch import TorchDispatchMode

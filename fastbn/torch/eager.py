@@ -59,8 +59,8 @@ def forward(
         0 if var is None else var.data_ptr(),
         0 if counter is None else counter.data_ptr(),
         *route.cuts,
-        eps,
-        momentum,
+        float(eps),  # an integer would be another signature, to be compiled
+        float(momentum),
     )
     return (out, statistics) if run(route.forward, arguments) else None
 
