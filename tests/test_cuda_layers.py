@@ -47,6 +47,7 @@ def test_as_on_the_host(rng, options):
     close_states(there.state_dict(), here.state_dict())
     assert there.num_batches_tracked == 3
     there.eval(), here.eval()
+    there.keep_for_backward = here.keep_for_backward = True
     assert np.abs(get(there(put(x))) - here(x)).max() <= OUTPUT
     assert np.abs(get(there.backward(put(dout))) - here.backward(dout)).max() <= OUTPUT
     assert there.num_batches_tracked == 3
