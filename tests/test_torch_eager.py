@@ -125,6 +125,20 @@ def test_gradients_of_other_layouts(dout):
     assert same(x.grad, expected)
 
 
+def test_values_that_are_not_in_memory():
+    """A lazy negation, and zeros without memory."""
+    x = tensor((8, 3, 4, 5), torch.float32, False)
+    layer = layer_for(x)
+    assert torch.equal(layer(torch._neg_view(x)), layer(-x))
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(layer(x), x, -torch.ones_like(x))
+    (found,) = torch.autograd.grad(layer(x), x, torch._neg_view(torch.ones_like(x)))
+    assert torch.equal(found, expected)
+    zeros = torch._efficientzerotensor(x.shape)
+    (found,) = torch.autograd.grad(layer(x), x, zeros)
+    assert torch.equal(found, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_means_far_from_zero(channels_last):
     """The compiled call finds out, updates nothing, and the operators do it; the state is updated once."""

@@ -45,7 +45,7 @@ def forward(
     ``momentum``). ``None``, with nothing updated, where the operators have to do it.
     """
     out = torch.empty_like(x)
-    if out.stride() != x.stride():
+    if out.stride() != x.stride() or not has_values(x):
         return None
     statistics = torch.empty((3, route.cuts[1]), dtype=torch.float64)
     mean, var, counter, momentum = update
@@ -73,6 +73,8 @@ def backward(
     strides = x.stride()
     if dx.stride() != strides or dout.stride() != strides or dout.dtype is not x.dtype or dout.shape != x.shape:
         return None
+    if not has_values(dout):
+        return None
     dweight = torch.empty(route.cuts[1], dtype=x.dtype) if wanted[1] else None
     dbias = torch.empty(route.cuts[1], dtype=x.dtype) if wanted[2] else None
     arguments = (
@@ -88,6 +90,11 @@ def backward(
     if not run(route.backward, arguments):
         return None
     return dx if wanted[0] else None, dweight, dbias
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the values of a tensor are those in its memory: it is no lazy negation, and no zeros without memory."""
+    return x.data_ptr() != 0 and not x.is_neg()
 
 
 def fits(x: Tensor, *vectors: Tensor | None) -> bool:
