@@ -144,6 +144,7 @@ def layer(a, options):
         options[name] for name in ("axis", "eps", "momentum", "correction")
     )
     made.training = options["training"] is True
+    made.keep_for_backward = True
     made.gamma, made.beta, made.running_mean, made.running_var = (
         a[name] for name in ("gamma", "beta", "running_mean", "running_var")
     )
