@@ -245,3 +245,20 @@ def test_duplicate_entries(tmp_path):
 
 def test_writer_and_reader_agree_on_names():
     assert (*_checkpoint._AFFINE, *_checkpoint._TRACKED) == tuple(STATE) == tuple(fastbn.BatchNorm(3).state_dict())
+
+
+def test_interrupts_are_not_swallowed_by_an_except_clause(tmp_path, monkeypatch):
+    """In the middle of an array zipfile answers to one with an error of its own."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastbn.BatchNorm1d(3).save(tmp_path / "layer.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_while_saving_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fastbn.BatchNorm1d(3).save(tmp_path / "missing" / "layer.npz")

@@ -159,23 +159,6 @@ def test_interrupts_while_saving(tmp_path):
     gc.collect()  # what zipfile left is found here, not in another test
 
 
-def test_interrupts_are_not_swallowed_by_an_except_clause(tmp_path, monkeypatch):
-    """In the middle of an array zipfile answers to one with an error of its own."""
-
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fastbn.BatchNorm1d(3).save(tmp_path / "layer.npz")
-    assert not list(tmp_path.iterdir())
-
-
-def test_errors_while_saving_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        fastbn.BatchNorm1d(3).save(tmp_path / "missing" / "layer.npz")
-
-
 SAVE_ON = """
 import sys, fastbn
 layer = fastbn.BatchNorm1d(20_000)

@@ -35,6 +35,15 @@ def test_versions_outside_the_range(package, version, wanted):
     assert done.stderr.splitlines()[-1] == message
 
 
+def test_a_version_outside_the_range(monkeypatch):
+    """In this process, too."""
+    import numba
+
+    monkeypatch.setattr(numba, "__version__", "0.61.2")
+    with pytest.raises(ImportError, match="fastbn: expected numba>=0.65,<0.69, found numba 0.61.2"):
+        _requirements.check_versions()
+
+
 @pytest.mark.parametrize("version", ["0.65.0", "0.68.1", "0.68.2rc1", "unknown"])
 def test_versions_inside_the_range(monkeypatch, version):
     import numba
