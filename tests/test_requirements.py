@@ -40,7 +40,7 @@ def test_a_version_outside_the_range(monkeypatch):
     import numba
 
     monkeypatch.setattr(numba, "__version__", "0.61.2")
-    with pytest.raises(ImportError, match="fastbn: expected numba>=0.65,<0.69, found numba 0.61.2"):
+    with pytest.raises(ImportError, match=r"fastbn: expected numba>=0.65,<0.69, found numba 0\.61\.2"):
         _requirements.check_versions()
 
 

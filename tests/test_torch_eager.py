@@ -99,6 +99,36 @@ def test_any_number_of_threads(shape):
         assert same(one, two)
 
 
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread")
+def test_the_number_of_numbas_threads_is_put_back():
+    """It belongs to whoever set it; a call has as many as PyTorch."""
+    x = tensor((3, 2, 150, 131), torch.float32, False)
+    layer = layer_for(x)
+    expected = layer(x)
+    numba.set_num_threads(1)
+    assert torch.equal(layer(x), expected)
+    assert numba.get_num_threads() == 1
+
+
+def test_gradients_that_are_none():
+    """From a function behind the layer that has no gradient to give."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dout):
+            return None
+
+    x = tensor((8, 3), torch.float32, False).requires_grad_()
+    layer = layer_for(x)
+    (Stop.apply(layer(x)).sum() + x.sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert layer.weight.grad is None
+
+
 def test_what_is_wanted_alone():
     x = tensor((8, 5, 7), torch.float32, False)
     layer = layer_for(x)
