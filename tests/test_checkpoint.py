@@ -259,6 +259,20 @@ def test_interrupts_are_not_swallowed_by_an_except_clause(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_what_zipfile_says_of_an_interrupt_is_not_what_comes_out(tmp_path, monkeypatch):
+    """``ValueError: Can't close the ZIP file``, once in a hundred interrupts of a save."""
+
+    def closing(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ValueError("Can't close the ZIP file") from None
+
+    monkeypatch.setattr(_checkpoint, "_write_whole", closing)
+    with pytest.raises(KeyboardInterrupt):
+        fastbn.BatchNorm1d(3).save(tmp_path / "layer.npz")
+
+
 def test_errors_while_saving_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError):
         fastbn.BatchNorm1d(3).save(tmp_path / "missing" / "layer.npz")

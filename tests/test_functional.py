@@ -473,3 +473,12 @@ def test_a_cache_of_a_module_that_was_imported_again(rng):
         fastbn.backward(tensor(rng, (4, 3)), other)
     with pytest.raises(TypeError, match="cache: expected a Cache, got tuple"):
         fastbn.backward(tensor(rng, (4, 3)), tuple(cache))
+
+
+def test_a_negative_variance_is_refused_before_anything_is_written():
+    """For large tensors on the general way, too."""
+    x = np.ones((400, 400), np.float32).repeat(2, 0)[::2]
+    out = nan_like(x)
+    with pytest.raises(ValueError, match="running_var: expected no value below -eps"):
+        fastbn.inference(x, np.zeros(400), np.full(400, -1.0), out=out)
+    assert np.isnan(out).all()

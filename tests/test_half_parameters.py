@@ -142,3 +142,14 @@ def test_counters(counter):
         with pytest.raises((TypeError, ValueError), match=r"state\['num_batches_tracked'\]: expected an integer"):
             layer.load_state_dict(state(num_batches_tracked=wrong))
     assert layer.num_batches_tracked == 7
+
+
+@pytest.mark.peers
+def test_weights_of_pytorch(rng):
+    """float16 stays float16; bfloat16, of which NumPy knows nothing, comes as float32."""
+    torch = pytest.importorskip("torch")
+    frozen = fastbn.FrozenBatchNorm(*vectors(rng, "float16")[1])
+    for given, dtype in ((torch.float16, np.float16), (torch.bfloat16, np.float32), (torch.float64, np.float64)):
+        weight, bias = fastbn.fold.linear(torch.ones(3, 4, dtype=given), None, frozen)
+        assert weight.dtype == bias.dtype == dtype
+        np.testing.assert_allclose(weight[:, 0], frozen.gamma * frozen.inv_std, rtol=1e-3)
