@@ -19,7 +19,7 @@ from numba import types
 from numba.core.typing.npydecl import parse_dtype
 
 from fastbn.kernels import channels_last
-from fastbn.kernels.addresses import empty, instruction
+from fastbn.kernels.addresses import data, empty, instruction
 from fastbn.kernels.coefficients import is_near, weighted_mean
 from fastbn.kernels.jit import entry, inner, launch, with_globals
 from fastbn.kernels.tiles import matrix_of
@@ -41,22 +41,14 @@ def _array(typingctx: Any, pointer: Any, size: Any, dtype: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         made = context.make_array(result)(context, builder)
         itemsize = context.get_constant(types.intp, result.dtype.bitwidth // 8)
-        data = builder.inttoptr(args[0], context.get_value_type(result.dtype).as_pointer())
+        first = builder.inttoptr(args[0], context.get_value_type(result.dtype).as_pointer())
         nothing = ir.Constant(context.get_value_type(types.voidptr), None)
-        context.populate_array(made, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=nothing)
+        context.populate_array(
+            made, data=first, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=nothing
+        )
         return made._getvalue()
 
     return result(types.int64, types.intp, dtype), codegen
-
-
-@instruction(lambda array: array)
-def _data(typingctx: Any, array: Any) -> Any:
-    """The pointer to an array's first value, typed (see ``addresses``)."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_array(sig.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
 
 
 @inner
@@ -99,7 +91,7 @@ def _forward(
     beta = _widened(_array(bias, channels, _dtype), bias != 0, 0.0)
     result = _array(out, size, _dtype)
     _kernel(values, _kernel_shape(shape), segments, eps, gamma, beta, result, mean, var, inv_std, False)
-    if not is_near(_data(values), _data(mean), channels):
+    if not is_near(data(values), data(mean), channels):
         return False
     if running_mean != 0:
         count = np.float64(outer * inner)
@@ -134,7 +126,7 @@ def _backward(
     values = _array(x, size, _dtype)
     mean = _array(statistics, channels, np.float64)
     inv_std = _array(statistics + 8 * channels, channels, np.float64)
-    if not is_near(_data(values), _data(mean), channels):
+    if not is_near(data(values), data(mean), channels):
         return False
     sum_dout, sum_dout_xhat = empty((channels,), np.float64), empty((channels,), np.float64)
     gamma = _widened(_array(weight, channels, _dtype), weight != 0, 1.0)
